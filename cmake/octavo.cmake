@@ -1,0 +1,60 @@
+# Helpers that keep every folder's CMakeLists.txt to a few lines.
+
+# One interface target carries the flags that all of our own code is compiled with.
+add_library(octavo_flags INTERFACE)
+target_include_directories(octavo_flags INTERFACE ${CMAKE_SOURCE_DIR})
+# No contraction: `a * b + c` must round twice everywhere unless the code asks for fma, or results would differ
+# between compilers and instruction sets.
+target_compile_options(octavo_flags INTERFACE -Wall -Wextra -Wpedantic -Werror -Wshadow -Wno-unknown-pragmas
+                                              -ffp-contract=off -fno-math-errno)
+# Debian's fmt and spdlog trip these GCC 12 false positives when inlined.
+target_compile_options(octavo_flags INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-dangling-pointer -Wno-restrict>)
+if(OCTAVO_SANITIZE)
+  target_compile_options(octavo_flags INTERFACE -fsanitize=${OCTAVO_SANITIZE} -fno-omit-frame-pointer
+                                                -fno-sanitize-recover=all)
+  target_link_options(octavo_flags INTERFACE -fsanitize=${OCTAVO_SANITIZE})
+endif()
+if(OCTAVO_FUZZ)
+  target_compile_options(octavo_flags INTERFACE -fsanitize=fuzzer-no-link,address,undefined)
+  target_link_options(octavo_flags INTERFACE -fsanitize=address,undefined)
+endif()
+
+# octavo_library(name SOURCES a.cc … DEPS target …) makes the static library octavo_name.
+function(octavo_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(octavo_${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(octavo_${name} PUBLIC octavo_flags ${ARG_DEPS})
+endfunction()
+
+# octavo_test(name SOURCES a_test.cc … DEPS target … [TIMEOUT s]) makes a GoogleTest binary and registers its cases.
+function(octavo_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS" ${ARGN})
+  if(OCTAVO_FUZZ)
+    return()
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_compile_definitions(${name} PRIVATE OCTAVO_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  target_link_libraries(${name} PRIVATE octavo_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT ${ARG_TIMEOUT})
+endfunction()
+
+# octavo_isa_sources(target file.cc isa …) compiles file.cc once for each instruction set, with OCTAVO_ISA_NS set to
+# the namespace (portable, avx2, avx512, avx512bf16, amxbf16) that its code must live in.
+set(OCTAVO_ISA_FLAGS_portable "")
+set(OCTAVO_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+set(OCTAVO_ISA_FLAGS_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
+set(OCTAVO_ISA_FLAGS_avx512bf16 ${OCTAVO_ISA_FLAGS_avx512} -mavx512bf16)
+set(OCTAVO_ISA_FLAGS_amxbf16 ${OCTAVO_ISA_FLAGS_avx512bf16} -mamx-tile -mamx-bf16)
+function(octavo_isa_sources target file)
+  get_filename_component(stem ${file} NAME_WE)
+  foreach(isa ${ARGN})
+    add_library(${target}_${stem}_${isa} OBJECT ${file})
+    target_link_libraries(${target}_${stem}_${isa} PRIVATE octavo_flags)
+    target_compile_options(${target}_${stem}_${isa} PRIVATE ${OCTAVO_ISA_FLAGS_${isa}} -O3)
+    target_compile_definitions(${target}_${stem}_${isa} PRIVATE OCTAVO_ISA_NS=${isa} OCTAVO_ISA_${isa}=1)
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${stem}_${isa}>)
+  endforeach()
+endfunction()
