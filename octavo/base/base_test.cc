@@ -57,7 +57,10 @@ TEST(ThreadPool, CoversEveryIndexOnceAndManyTimes) {
 
 TEST(ThreadPool, ThrowsABodysExceptionAndGoesOn) {
   ThreadPool pool(3);
-  EXPECT_THROW(pool.parallel_for(10, 1, [](std::int64_t begin, std::int64_t) { if (begin == 7) fail("seven"); }),
+  EXPECT_THROW(pool.parallel_for(10, 1,
+                                 [](std::int64_t begin, std::int64_t) {
+                                   if (begin == 7) fail("seven");
+                                 }),
                Error);
   std::atomic<int> done = 0;
   pool.parallel_for(10, 1, [&](std::int64_t, std::int64_t) { done++; });

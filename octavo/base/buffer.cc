@@ -19,7 +19,8 @@ Buffer::Buffer(std::size_t bytes) : bytes_(bytes) {
   if (address == MAP_FAILED)
     fail_system("cannot reserve {} bytes of memory: {}; use a smaller model or KV cache", bytes,
                 std::strerror(errno));
-  // Large weights and KV are read in long streams: huge pages save TLB misses. Small buffers would only be rounded up.
+  // Large weights and KV are read in long streams: huge pages save TLB misses. Small buffers would only be
+  // rounded up.
   if (bytes >= 4 * kHugePage) madvise(address, bytes, MADV_HUGEPAGE);
   data_ = static_cast<std::byte*>(address);
 }

@@ -93,7 +93,8 @@ std::vector<Isa> supported_isas() {
 Isa best_isa() {
   if (const char* wanted = std::getenv("OCTAVO_ISA"); wanted != nullptr && *wanted != '\0') {
     const Isa isa = isa_from_name(wanted);
-    if (!supported(isa)) fail("OCTAVO_ISA={}: this machine does not have it; unset it to use the best one", wanted);
+    if (!supported(isa))
+      fail("OCTAVO_ISA={}: this machine does not have it; unset it to use the best one", wanted);
     return isa;
   }
   return supported_isas().back();

@@ -11,8 +11,8 @@
 
 namespace octavo {
 
-// One owner thread calls parallel_for at a time; the caller takes part in the work. Work is split into contiguous
-// chunks that threads take from a counter, so the split never changes what a chunk computes.
+// One owner thread calls parallel_for at a time; the caller takes part in the work. Work is split into
+// contiguous chunks that threads take from a counter, so the split never changes what a chunk computes.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads = 0);  // 0: one a hardware thread
@@ -22,8 +22,8 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(begin, end) over disjoint chunks of at most `grain` that cover [0, count). Returns when all are done.
-  // The first exception of a body is thrown again here.
+  // Calls body(begin, end) over disjoint chunks of at most `grain` that cover [0, count). Returns when all
+  // are done. The first exception of a body is thrown again here.
   using Body = std::function<void(std::int64_t begin, std::int64_t end)>;
   void parallel_for(std::int64_t count, std::int64_t grain, const Body& body);
 
