@@ -1,0 +1,81 @@
+// The CPU kernels as a table of functions, one table an instruction set. Kernels are pure: they read and write what
+// their task names, start no threads, and know nothing of batches or models.
+#pragma once
+
+#include <cstdint>
+
+#include "octavo/base/cpu_features.h"
+#include "octavo/base/dtype.h"
+#include "octavo/ops/ops.h"
+
+namespace octavo {
+
+// Tiles [tile_begin, tile_end) of out[m, n] = Σ_k x[m, k] w[n, k] for all `tokens` rows. A tile is 16 weight rows.
+struct LinearTask {
+  const bf16* x = nullptr;  // [tokens, weight.in]
+  const float* x_scales = nullptr;
+  std::int64_t tokens = 0;
+  const LinearWeight* weight = nullptr;
+  std::int64_t tile_begin = 0;
+  std::int64_t tile_end = 0;
+  bf16* out_bf16 = nullptr;  // exactly one of the two outputs, [tokens, weight.out]
+  float* out_f32 = nullptr;
+};
+
+struct RmsNormTask {
+  float* residual = nullptr;    // [cols]
+  const bf16* delta = nullptr;  // [cols] or null: added to residual first
+  bool write_residual = false;
+  const float* weight = nullptr;
+  float eps = 0;
+  std::int64_t cols = 0;
+  bf16* out = nullptr;
+};
+
+struct RopeTask {
+  bf16* head = nullptr;  // [head_dim], in place
+  std::int64_t head_dim = 0;
+  const float* norm = nullptr;  // [head_dim] or null
+  float eps = 0;
+  const float* cos = nullptr;  // [head_dim / 2] of the token's position
+  const float* sin = nullptr;
+};
+
+// Queries of one KV head: `rows` (query, context length) pairs over one paged sequence.
+struct AttentionTask {
+  static constexpr int kMaxRows = 8;
+  int rows = 0;
+  const bf16* query[kMaxRows] = {};
+  bf16* out[kMaxRows] = {};
+  std::int64_t context[kMaxRows] = {};  // keys that the row sees: positions [0, context)
+  const std::int32_t* blocks = nullptr;
+  const bf16* keys = nullptr;    // of this KV head in block 0; a block is `block_stride` elements on
+  const bf16* values = nullptr;
+  std::int64_t block_stride = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t padded_head_dim = 0;  // row stride of values
+  float scale = 0;                   // 1 / sqrt(head_dim)
+  float* scores = nullptr;           // scratch [rows, longest context rounded up to 64]
+  std::int64_t scores_stride = 0;
+};
+
+struct Kernels {
+  void (*linear)(const LinearTask&);
+  void (*rms_norm)(const RmsNormTask&);
+  void (*rope)(const RopeTask&);
+  void (*attention)(const AttentionTask&);
+  // out[i] = silu(gate[i]) * up[i]
+  void (*silu_mul)(const bf16* gate, const bf16* up, std::int64_t count, bf16* out);
+  // In groups of 128: values become E4M3 values (held as bf16), scales[g] their scale.
+  void (*quantize_row)(bf16* row, std::int64_t cols, float* scales, bool pow2);
+};
+
+// The table of a supported instruction set. FP8 and bf16 results are the same bits for all but amx-bf16, whose tile
+// multiply adds in another order.
+const Kernels& kernels_for(Isa isa);
+
+// The table to use where nobody asks for one: OCTAVO_ISA if set, else the fastest. VDPBF16PS runs at a quarter of the
+// FMA rate on some processors and at full rate on others, so where both give the same bits a 100 µs trial decides.
+Isa fastest_isa();
+
+}  // namespace octavo

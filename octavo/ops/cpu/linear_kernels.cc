@@ -1,0 +1,378 @@
+// The linear layer: out = x · wᵀ for block-scaled FP8 and for bf16 weights.
+//
+// Weights lie in tiles of 16 rows, two columns interleaved (quant/code_layout.h). For each 128 columns of K a few
+// tiles are decoded into a panel that stays in L1, and all tokens are run against it: the decoding is paid once for
+// all tokens, and one token or a thousand go through the same arithmetic:
+//
+//   acc[n]   = Σ over the pairs of the block, odd column first, then even     (FP32; the order of VDPBF16PS)
+//   total[n] = fma(acc[n], x_scale · w_scale, total[n])                        (bf16: total[n] + acc[n])
+//
+// Products of bf16 (and of E4M3) values are exact in FP32, so multiply-add and fused multiply-add agree, and portable,
+// AVX2, AVX-512 and AVX512-BF16 give the same bits. AMX adds even and odd columns apart and is only close.
+#include <algorithm>
+#include <cstring>
+
+#include "octavo/base/simd.h"
+#include "octavo/ops/cpu/kernels.h"
+#include "octavo/quant/code_layout.h"
+
+namespace octavo::OCTAVO_ISA_NS {
+namespace {
+
+constexpr std::int64_t kPairs = kBlock / 2;
+// Tokens whose totals are held at once; 256 rows of totals for 4 tiles are 64 KiB of L2.
+constexpr std::int64_t kTokenChunk = 256;
+
+#if OCTAVO_ISA_avx512bf16 || OCTAVO_ISA_amxbf16
+#define OCTAVO_BF16_PANEL 1
+#endif
+
+#if OCTAVO_BF16_PANEL
+using PanelElement = bf16;  // a pair is 32 bf16, as in memory
+#else
+using PanelElement = float;  // a pair is 16 floats of the odd column, then 16 of the even one
+#endif
+constexpr std::int64_t kPairElements = 32;
+
+// Register blocks: tokens × tiles. The wide form is for one or two tokens, where only many independent tiles can hide
+// the latency of the multiply-add.
+#if OCTAVO_ISA_portable
+constexpr int kRows = 2, kTiles = 1, kWideRows = 1, kWideTiles = 2;
+#elif OCTAVO_ISA_avx2
+constexpr int kRows = 3, kTiles = 2, kWideRows = 1, kWideTiles = 4;
+#else
+constexpr int kRows = 6, kTiles = 4, kWideRows = 2, kWideTiles = 8;
+#endif
+constexpr int kPanelTiles = kWideTiles;
+
+alignas(64) constexpr std::uint16_t kSubnormalBits[32] = {
+    // bf16 of m · 2^-9 for m = 0 … 7, and again negative at 16; E4M3 codes with exponent field 0.
+    0x0000, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60, 0, 0, 0, 0, 0, 0, 0, 0,
+    0x8000, 0xbb00, 0xbb80, 0xbbc0, 0xbc00, 0xbc20, 0xbc40, 0xbc60, 0, 0, 0, 0, 0, 0, 0, 0};
+
+#if OCTAVO_BF16_PANEL
+
+// E4M3 to bf16. A normal code's exponent and mantissa move up by four bits and gain a bias of 120. Subnormals are
+// looked up: the hardware's dot product reads a bf16 subnormal as zero, so scaling would lose them.
+void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement* panel) {
+  const __m512i table = _mm512_loadu_si512(kSubnormalBits);
+  const __m512i magnitude = _mm512_set1_epi16(static_cast<short>(0x87f0));
+  const __m512i bias = _mm512_set1_epi16(0x3c00);
+  const __m512i exponent = _mm512_set1_epi16(0x0078);
+  for (std::int64_t p = 0; p < pairs; ++p) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + p * 32));
+    __builtin_prefetch(codes + p * 32 + 32 * kPairs);
+    const __m512i wide = _mm512_cvtepi8_epi16(bytes);
+    const __m512i normal = _mm512_add_epi16(_mm512_and_si512(_mm512_slli_epi16(wide, 4), magnitude), bias);
+    // With exponent 0 the low five bits of (wide | sign >> 11) are sign·16 + m.
+    const __mmask32 subnormal = _mm512_testn_epi16_mask(wide, exponent);
+    const __m512i index = _mm512_or_si512(_mm512_and_si512(wide, _mm512_set1_epi16(7)),
+                                          _mm512_and_si512(_mm512_srli_epi16(wide, 11), _mm512_set1_epi16(16)));
+    _mm512_storeu_si512(panel + p * kPairElements,
+                        _mm512_mask_permutexvar_epi16(normal, subnormal, index, table));
+  }
+}
+
+#else
+
+// E4M3 to FP32: sign and the seven other bits go to their FP32 places, and one exact multiplication mends the exponent
+// bias (7 against 127) for normals and subnormals alike.
+void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement* panel) {
+  const V16 rebias = set1(0x1p120F);
+  const I16 sign = iset1(static_cast<std::int32_t>(0x80000000U));
+  const I16 magnitude = iset1(0x07f00000);
+  for (std::int64_t p = 0; p < pairs; ++p) {
+    const I16 pair = load_u16(codes + p * 32);
+    __builtin_prefetch(codes + p * 32 + 32 * kPairs);
+    const I16 odd = (shift_left<16>(pair) & sign) | (shift_left<12>(pair) & magnitude);
+    const I16 even = (shift_left<24>(pair) & sign) | (shift_left<20>(pair) & magnitude);
+    store(panel + p * kPairElements, from_bits(odd) * rebias);
+    store(panel + p * kPairElements + 16, from_bits(even) * rebias);
+  }
+}
+
+void decode_bf16_tile(const bf16* values, std::int64_t pairs, PanelElement* panel) {
+  const I16 upper = iset1(static_cast<std::int32_t>(0xffff0000U));
+  for (std::int64_t p = 0; p < pairs; ++p) {
+    float raw[16];
+    std::memcpy(raw, values + p * 32, sizeof raw);
+    const I16 pair = bits(load(raw));
+    store(panel + p * kPairElements, from_bits(pair & upper));
+    store(panel + p * kPairElements + 16, from_bits(shift_left<16>(pair)));
+  }
+}
+
+#endif
+
+// One 128-column block of up to R tokens and T tiles.
+struct Block {
+  const bf16* x = nullptr;  // first token, first column of the block
+  std::int64_t x_stride = 0;
+  std::int64_t pairs = 0;
+  const PanelElement* panel = nullptr;  // T tiles, kPairs * kPairElements apart, or the weights themselves
+  std::int64_t panel_stride = 0;
+  const float* x_scales = nullptr;  // of the first token; null for bf16
+  std::int64_t x_scales_stride = 0;
+  const float* w_scales = nullptr;  // [T]
+  float* totals = nullptr;          // [R, totals_stride]
+  std::int64_t totals_stride = 0;
+};
+
+template <int R, int T>
+void add_to_totals(const Block& block, const V16 (&acc)[R][T]) {
+  for (int r = 0; r < R; ++r) {
+    float* totals = block.totals + r * block.totals_stride;
+    if (block.x_scales != nullptr) {
+      const float x_scale = block.x_scales[r * block.x_scales_stride];
+      for (int t = 0; t < T; ++t)
+        store(totals + t * 16, fma(acc[r][t], set1(x_scale * block.w_scales[t]), load(totals + t * 16)));
+    } else {
+      for (int t = 0; t < T; ++t) store(totals + t * 16, load(totals + t * 16) + acc[r][t]);
+    }
+  }
+}
+
+#if OCTAVO_ISA_amxbf16
+
+// Tile registers: 0 = C and 1 = A of sixteen tokens, 3 and 4 those of the last few, 2 = B.
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1;
+  std::uint8_t start_row = 0;
+  std::uint8_t reserved[14] = {};
+  std::uint16_t column_bytes[16] = {64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+
+void configure_tiles(std::int64_t tokens) {
+  TileConfig config;
+  const auto rest = static_cast<std::uint8_t>(tokens % 16 == 0 ? 16 : tokens % 16);
+  config.rows[3] = config.rows[4] = rest;
+  _tile_loadconfig(&config);
+}
+
+// `rows` tokens (16, or what the configuration calls the rest) against one tile.
+template <bool kFull>
+void multiply_amx(const Block& block, int rows) {
+  alignas(64) bf16 a[16][32];
+  alignas(64) float c[16][16];
+  if constexpr (kFull)
+    _tile_zero(0);
+  else
+    _tile_zero(3);
+  alignas(64) bf16 b[16 * kPairElements];
+  for (std::int64_t pair = 0; pair < block.pairs; pair += 16) {
+    const std::int64_t pairs = std::min<std::int64_t>(16, block.pairs - pair);
+    const bf16* weights = block.panel + pair * kPairElements;
+    if (pairs < 16) {  // the ragged end of K: zeros on both sides
+      std::memset(a, 0, sizeof a);
+      std::memset(b, 0, sizeof b);
+      std::memcpy(b, weights, static_cast<std::size_t>(pairs * kPairElements) * sizeof(bf16));
+      weights = b;
+    }
+    for (int r = 0; r < rows; ++r)
+      std::memcpy(a[r], block.x + r * block.x_stride + pair * 2, static_cast<std::size_t>(pairs) * 4);
+    _tile_loadd(2, weights, 64);
+    if constexpr (kFull) {
+      _tile_loadd(1, a, 64);
+      _tile_dpbf16ps(0, 1, 2);
+    } else {
+      _tile_loadd(4, a, 64);
+      _tile_dpbf16ps(3, 4, 2);
+    }
+  }
+  if constexpr (kFull)
+    _tile_stored(0, c, 64);
+  else
+    _tile_stored(3, c, 64);
+  for (int r = 0; r < rows; ++r) {
+    Block one = block;
+    one.totals += r * block.totals_stride;
+    if (one.x_scales != nullptr) one.x_scales += r * block.x_scales_stride;
+    const V16 acc[1][1] = {{load(c[r])}};
+    add_to_totals<1, 1>(one, acc);
+  }
+}
+
+void multiply(const Block& block, std::int64_t tokens, int tiles) {
+  for (int t = 0; t < tiles; ++t) {
+    for (std::int64_t m = 0; m < tokens; m += 16) {
+      Block part = block;
+      part.x += m * block.x_stride;
+      part.panel += t * block.panel_stride;
+      if (part.x_scales != nullptr) {
+        part.x_scales += m * block.x_scales_stride;
+        part.w_scales += t;
+      }
+      part.totals += m * block.totals_stride + t * 16;
+      if (tokens - m >= 16)
+        multiply_amx<true>(part, 16);
+      else
+        multiply_amx<false>(part, static_cast<int>(tokens - m));
+    }
+  }
+}
+
+#else
+
+template <int R, int T>
+void multiply_block(const Block& block) {
+  V16 acc[R][T];
+  for (auto& row : acc)
+    for (V16& lane : row) lane = zero();
+#if OCTAVO_BF16_PANEL
+  const bf16* x[R];
+  for (int r = 0; r < R; ++r) x[r] = block.x + r * block.x_stride;
+  for (std::int64_t p = 0; p < block.pairs; ++p) {
+    __m512bh w[T];
+    for (int t = 0; t < T; ++t)
+      w[t] = reinterpret_cast<__m512bh>(
+          _mm512_loadu_si512(block.panel + t * block.panel_stride + p * kPairElements));
+    for (int r = 0; r < R; ++r) {
+      std::int32_t pair;
+      std::memcpy(&pair, x[r] + p * 2, sizeof pair);
+      const auto broadcast = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+      for (int t = 0; t < T; ++t) acc[r][t].v = _mm512_dpbf16_ps(acc[r][t].v, broadcast, w[t]);
+    }
+  }
+#else
+  float x[R][kBlock];
+  for (int r = 0; r < R; ++r) {
+    const bf16* row = block.x + r * block.x_stride;
+    const std::int64_t cols = block.pairs * 2;
+    std::int64_t k = 0;
+    for (; k + 16 <= cols; k += 16) store(x[r] + k, load(row + k));
+    for (; k < cols; ++k) x[r][k] = to_float(row[k]);
+  }
+  for (std::int64_t p = 0; p < block.pairs; ++p) {
+    for (int half = 0; half < 2; ++half) {  // odd column, then even
+      V16 w[T];
+      for (int t = 0; t < T; ++t)
+        w[t] = load(block.panel + t * block.panel_stride + p * kPairElements + half * 16);
+      for (int r = 0; r < R; ++r) {
+        const V16 broadcast = set1(x[r][p * 2 + 1 - half]);
+#if OCTAVO_ISA_portable
+        for (int t = 0; t < T; ++t) acc[r][t] = broadcast * w[t] + acc[r][t];
+#else
+        for (int t = 0; t < T; ++t) acc[r][t] = fma(broadcast, w[t], acc[r][t]);
+#endif
+      }
+    }
+  }
+#endif
+  add_to_totals<R, T>(block, acc);
+}
+
+// All tokens against T tiles, R at a time.
+template <int R, int T>
+void multiply_rows(Block block, std::int64_t tokens) {
+  for (; tokens >= R; tokens -= R) {
+    multiply_block<R, T>(block);
+    block.x += R * block.x_stride;
+    if (block.x_scales != nullptr) block.x_scales += R * block.x_scales_stride;
+    block.totals += R * block.totals_stride;
+  }
+  if constexpr (R > 1) {
+    if (tokens > 0) multiply_rows<R - 1, T>(block, tokens);
+  }
+}
+
+void multiply(const Block& block, std::int64_t tokens, int tiles) {
+  int done = 0;
+  const auto run = [&]<int R, int T>() {
+    for (; tiles - done >= T; done += T) {
+      Block part = block;
+      part.panel += done * block.panel_stride;
+      if (part.w_scales != nullptr) part.w_scales += done;
+      part.totals += done * 16;
+      multiply_rows<R, T>(part, tokens);
+    }
+  };
+  if (tokens <= kWideRows) run.template operator()<kWideRows, kWideTiles>();
+  run.template operator()<kRows, kTiles>();
+  if constexpr (kTiles > 2) run.template operator()<kRows, 2>();
+  run.template operator()<kRows, 1>();
+}
+
+#endif
+
+void write_output(const LinearTask& task, const float* totals, std::int64_t totals_stride, std::int64_t token_begin,
+                  std::int64_t tokens, std::int64_t tile, int tiles) {
+  const LinearWeight& weight = *task.weight;
+  for (std::int64_t m = 0; m < tokens; ++m) {
+    for (int t = 0; t < tiles; ++t) {
+      const std::int64_t column = (tile + t) * kTileRows;
+      V16 value = load(totals + m * totals_stride + t * 16);
+      if (weight.bias != nullptr) value += load(weight.bias + column);
+      const std::int64_t at = (token_begin + m) * weight.out + column;
+      if (task.out_f32 != nullptr)
+        store(task.out_f32 + at, value);
+      else
+        store(task.out_bf16 + at, value);
+    }
+  }
+}
+
+}  // namespace
+
+void linear(const LinearTask& task) {
+  const LinearWeight& weight = *task.weight;
+  const bool fp8 = weight.precision == Precision::kFP8;
+  const std::int64_t k_blocks = weight.scale_cols();
+  const std::int64_t tile_elements = weight.in * kTileRows;  // `in` is even
+
+  alignas(64) PanelElement panel[kPanelTiles * kPairs * kPairElements];
+  alignas(64) float totals[kTokenChunk * kTiles * 16 > kWideRows * kWideTiles * 16 ? kTokenChunk * kTiles * 16
+                                                                                    : kWideRows * kWideTiles * 16];
+  float w_scales[kPanelTiles];
+
+  for (std::int64_t begin = 0; begin < task.tokens; begin += kTokenChunk) {
+    const std::int64_t tokens = std::min(kTokenChunk, task.tokens - begin);
+    const int group = tokens <= kWideRows ? kWideTiles : kTiles;
+    const std::int64_t totals_stride = group * 16;
+#if OCTAVO_ISA_amxbf16
+    configure_tiles(tokens);
+#endif
+    for (std::int64_t tile = task.tile_begin; tile < task.tile_end; tile += group) {
+      const int tiles = static_cast<int>(std::min<std::int64_t>(group, task.tile_end - tile));
+      std::fill_n(totals, tokens * totals_stride, 0.0F);
+      for (std::int64_t kb = 0; kb < k_blocks; ++kb) {
+        const std::int64_t k = kb * kBlock;
+        Block block;
+        block.x = task.x + begin * weight.in + k;
+        block.x_stride = weight.in;
+        block.pairs = std::min(kBlock, weight.in - k) / 2;
+        block.totals = totals;
+        block.totals_stride = totals_stride;
+        block.panel = panel;
+        block.panel_stride = kPairs * kPairElements;
+        if (fp8) {
+          const auto* codes = static_cast<const std::uint8_t*>(weight.data) + tile * tile_elements + k * kTileRows;
+          for (int t = 0; t < tiles; ++t) {
+            decode_fp8_tile(codes + t * tile_elements, block.pairs, panel + t * block.panel_stride);
+            w_scales[t] = weight.scales[weight.scale_rows[static_cast<std::size_t>(tile + t)] * k_blocks + kb];
+          }
+          block.x_scales = task.x_scales + begin * k_blocks + kb;
+          block.x_scales_stride = k_blocks;
+          block.w_scales = w_scales;
+        } else {
+          const auto* values = static_cast<const bf16*>(weight.data) + tile * tile_elements + k * kTileRows;
+#if OCTAVO_BF16_PANEL
+          block.panel = values;
+          block.panel_stride = tile_elements;
+#else
+          for (int t = 0; t < tiles; ++t)
+            decode_bf16_tile(values + t * tile_elements, block.pairs, panel + t * block.panel_stride);
+#endif
+        }
+        multiply(block, tokens, tiles);
+      }
+      write_output(task, totals, totals_stride, begin, tokens, tile, tiles);
+    }
+#if OCTAVO_ISA_amxbf16
+    _tile_release();
+#endif
+  }
+}
+
+}  // namespace octavo::OCTAVO_ISA_NS
