@@ -1,0 +1,252 @@
+#include "octavo/engine/sampler.h"
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+namespace octavo {
+
+namespace portable {
+extern const SamplerKernels kSamplerKernels;
+}
+namespace avx2 {
+extern const SamplerKernels kSamplerKernels;
+}
+namespace avx512 {
+extern const SamplerKernels kSamplerKernels;
+}
+
+const SamplerKernels& sampler_kernels(Isa isa) {
+  if (isa >= Isa::kAvx512) return avx512::kSamplerKernels;
+  return isa == Isa::kAvx2 ? avx2::kSamplerKernels : portable::kSamplerKernels;
+}
+
+namespace {
+
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+float log_probability(float x, float max, float inverse_temperature, double total) {
+  return static_cast<float>(static_cast<double>((x - max) * inverse_temperature) - std::log(total));
+}
+
+// HF's RepetitionPenaltyLogitsProcessor: positive logits are divided, negative ones multiplied.
+void penalize(std::span<const std::uint64_t> seen, float penalty, float* logits) {
+  for (std::size_t word = 0; word < seen.size(); ++word) {
+    for (std::uint64_t rest = seen[word]; rest != 0; rest &= rest - 1) {
+      float& logit = logits[word * 64 + static_cast<std::size_t>(std::countr_zero(rest))];
+      logit = logit < 0 ? logit * penalty : logit / penalty;
+    }
+  }
+}
+
+// Takes the last token of a bad word away wherever the tokens before it have just been produced.
+void ban(std::span<const std::vector<std::int32_t>> bad_words, std::span<const std::int32_t> tokens,
+         float* logits) {
+  for (const auto& word : bad_words) {
+    const std::size_t head = word.size() - 1;
+    if (head <= tokens.size() &&
+        std::equal(word.begin(), word.end() - 1, tokens.end() - static_cast<long>(head)))
+      logits[word.back()] = kLowest;
+  }
+}
+
+}  // namespace
+
+Sampler::Sampler(std::int64_t vocab_size, Isa isa)
+    : vocab_size_(vocab_size), kernels_(sampler_kernels(isa)) {}
+
+Sampler::Softmax Sampler::softmax(const float* x, float inverse_temperature, SamplerScratch& scratch) const {
+  scratch.maxima.resize(static_cast<std::size_t>(vocab_chunks(vocab_size_)));
+  scratch.sums.resize(scratch.maxima.size());
+  kernels_.chunk_maxima(x, vocab_size_, scratch.maxima.data());
+  Softmax row{.x = x, .max = kLowest, .inverse_temperature = inverse_temperature, .total = 0};
+  for (const float maximum : scratch.maxima) row.max = std::max(row.max, maximum);
+  kernels_.chunk_exp_sums(x, vocab_size_, row.max, inverse_temperature, scratch.sums.data());
+  for (const float part : scratch.sums) row.total += part;
+  return row;  // a row that is not finite has total NaN: x - max is NaN for NaN, for +inf and for all -inf
+}
+
+float Sampler::logprob(const float* logits, std::int32_t token, SamplerScratch& scratch) const {
+  const Softmax row = softmax(logits, 1.0F, scratch);
+  return log_probability(logits[token], row.max, 1.0F, row.total);
+}
+
+std::optional<Sample> Sampler::sample(const float* logits, const SampleContext& context,
+                                      SamplerScratch& scratch) const {
+  const SamplingParams& params = context.params;
+  const float* x = logits;
+  if (params.repetition_penalty != 1.0F || !context.bad_words.empty()) {
+    scratch.logits.assign(logits, logits + vocab_size_);
+    if (params.repetition_penalty != 1.0F)
+      penalize(context.seen, params.repetition_penalty, scratch.logits.data());
+    ban(context.bad_words, context.tokens, scratch.logits.data());
+    x = scratch.logits.data();
+  }
+
+  const bool greedy = params.temperature == 0.0F;
+  const Softmax row = softmax(x, greedy ? 1.0F : 1.0F / params.temperature, scratch);
+  if (std::isnan(row.total)) return std::nullopt;
+
+  Sample result;
+  const bool filtered =
+      (params.top_k > 0 && params.top_k < vocab_size_) || params.top_p < 1.0F || params.min_p > 0.0F;
+  if (greedy) {
+    result.token = argmax(row, scratch);
+    result.logprob = log_probability(row.max, row.max, 1.0F, row.total);
+  } else if (filtered) {
+    result = draw_filtered(row, context, scratch);
+  } else {
+    result = draw(row, context.uniform, scratch);
+  }
+  if (params.raw_logprobs) result.logprob = logprob(logits, result.token, scratch);
+  return result;
+}
+
+std::int32_t Sampler::argmax(const Softmax& row, const SamplerScratch& scratch) const {
+  const auto chunk =
+      std::find(scratch.maxima.begin(), scratch.maxima.end(), row.max) - scratch.maxima.begin();
+  const float* found = std::find(row.x + chunk * kVocabChunk, row.x + vocab_size_, row.max);
+  return static_cast<std::int32_t>(found - row.x);
+}
+
+// Inverse CDF: first the chunk that the target falls into, then the token within it.
+Sample Sampler::draw(const Softmax& row, double uniform, const SamplerScratch& scratch) const {
+  double rest = uniform * row.total;
+  std::int64_t chunk = -1;
+  for (std::int64_t c = 0; c < static_cast<std::int64_t>(scratch.sums.size()); ++c) {
+    const double mass = scratch.sums[static_cast<std::size_t>(c)];
+    if (mass == 0) continue;
+    if (chunk >= 0) rest -= scratch.sums[static_cast<std::size_t>(chunk)];
+    chunk = c;  // when rounding leaves the target past the end, the last chunk that has mass is taken
+    if (rest < mass) break;
+  }
+  assert(chunk >= 0);  // the largest logit weighs 1
+
+  const std::int64_t begin = chunk * kVocabChunk;
+  const std::int64_t count = std::min(kVocabChunk, vocab_size_ - begin);
+  float weights[kVocabChunk];
+  kernels_.exp_weights(row.x + begin, count, row.max, row.inverse_temperature, weights);
+  double passed = 0;
+  std::int64_t token = -1;
+  for (std::int64_t i = 0; i < count && (token < 0 || passed <= rest); ++i) {
+    if (weights[i] == 0.0F) continue;
+    passed += weights[i];
+    token = begin + i;
+  }
+  return {static_cast<std::int32_t>(token),
+          log_probability(row.x[token], row.max, row.inverse_temperature, row.total)};
+}
+
+// Candidates: every token with logit >= bound (and > -inf), in vocabulary order. Whole chunks are passed over
+// by their maximum.
+void Sampler::keep_at_least(const Softmax& row, float bound, SamplerScratch& scratch) const {
+  scratch.candidates.clear();
+  bound = std::max(bound, std::numeric_limits<float>::lowest());
+  for (std::size_t c = 0; c < scratch.maxima.size(); ++c) {
+    if (!(scratch.maxima[c] >= bound)) continue;
+    const std::int64_t begin = static_cast<std::int64_t>(c) * kVocabChunk;
+    const std::int64_t end = std::min(begin + kVocabChunk, vocab_size_);
+    for (std::int64_t i = begin; i < end; ++i)
+      if (row.x[i] >= bound) scratch.candidates.push_back({row.x[i], static_cast<std::int32_t>(i)});
+  }
+}
+
+// Candidates: the k largest logits and all that equal the smallest of them, in vocabulary order. The k-th
+// largest chunk maximum bounds the k-th largest logit from below, so only few logits are ever looked at.
+void Sampler::keep_top(const Softmax& row, std::int64_t k, SamplerScratch& scratch) const {
+  auto& values = scratch.values;
+  const auto kth_largest = [&] {
+    std::nth_element(values.begin(), values.begin() + (k - 1), values.end(), std::greater<>());
+    return values[static_cast<std::size_t>(k - 1)];
+  };
+  float bound = kLowest;
+  if (k <= static_cast<std::int64_t>(scratch.maxima.size())) {
+    values.assign(scratch.maxima.begin(), scratch.maxima.end());
+    bound = kth_largest();
+  }
+  keep_at_least(row, bound, scratch);
+  if (k >= static_cast<std::int64_t>(scratch.candidates.size())) return;
+  values.clear();
+  for (const auto& candidate : scratch.candidates) values.push_back(candidate.logit);
+  const float kth = kth_largest();
+  std::erase_if(scratch.candidates, [kth](const auto& candidate) { return candidate.logit < kth; });
+}
+
+// values[i] = weight of candidate i.
+void Sampler::weigh_candidates(const Softmax& row, SamplerScratch& scratch) const {
+  scratch.values.clear();
+  for (const auto& candidate : scratch.candidates) scratch.values.push_back(candidate.logit);
+  kernels_.exp_weights(scratch.values.data(), static_cast<std::int64_t>(scratch.values.size()), row.max,
+                       row.inverse_temperature, scratch.values.data());
+}
+
+// Candidates: the shortest head, by falling logit, whose mass reaches top_p; of the candidates already there,
+// or of the whole row, of which no more is sorted than needed: heads of growing length are tried.
+void Sampler::keep_mass(const Softmax& row, float top_p, bool all_candidates, SamplerScratch& scratch) const {
+  constexpr std::int64_t kFirstHead = 64;
+  constexpr std::int64_t kGrowth = 8;
+  double total = row.total;
+  if (all_candidates) {
+    weigh_candidates(row, scratch);
+    total = 0;
+    for (const float weight : scratch.values) total += weight;
+  }
+  for (std::int64_t head = kFirstHead;; head *= kGrowth) {
+    if (!all_candidates) keep_top(row, std::min(head, vocab_size_), scratch);
+    std::sort(scratch.candidates.begin(), scratch.candidates.end(), [](const auto& a, const auto& b) {
+      return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+    });
+    weigh_candidates(row, scratch);
+    double mass = 0;
+    for (std::size_t i = 0; i < scratch.values.size(); ++i) {
+      mass += scratch.values[i];
+      if (mass >= static_cast<double>(top_p) * total) {
+        scratch.candidates.resize(i + 1);
+        return;
+      }
+    }
+    if (all_candidates || head >= vocab_size_) return;  // top_p within rounding of 1: everything stays
+  }
+}
+
+Sample Sampler::draw_filtered(const Softmax& row, const SampleContext& context,
+                              SamplerScratch& scratch) const {
+  const SamplingParams& params = context.params;
+  const bool top_k = params.top_k > 0 && params.top_k < vocab_size_;
+  if (top_k) keep_top(row, params.top_k, scratch);
+  if (params.top_p < 1.0F) keep_mass(row, params.top_p, top_k, scratch);
+  if (params.min_p > 0.0F && !top_k && params.top_p >= 1.0F) {
+    // A bound a little low, for the exact comparison of weights below.
+    const double slack = 1e-3;
+    const double bound = row.max + (std::log(params.min_p) - slack) / row.inverse_temperature;
+    keep_at_least(row, std::nextafter(static_cast<float>(bound), kLowest), scratch);
+  }
+  auto& candidates = scratch.candidates;
+  std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
+  weigh_candidates(row, scratch);
+
+  // The largest logit has weight 1, so min_p compares with the weights as they are.
+  auto& weights = scratch.values;
+  double total = 0;
+  for (float& weight : weights) {
+    if (weight < params.min_p) weight = 0;
+    total += weight;
+  }
+  const double target = context.uniform * total;
+  double passed = 0;
+  std::size_t chosen = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i] == 0.0F) continue;
+    chosen = i;
+    passed += weights[i];
+    if (passed > target) break;
+  }
+  assert(total >= 1.0);
+  const auto& candidate = candidates[chosen];
+  return {candidate.id, log_probability(candidate.logit, row.max, row.inverse_temperature, total)};
+}
+
+}  // namespace octavo
