@@ -150,7 +150,7 @@ void Sampler::keep_at_least(const Softmax& row, float bound, SamplerScratch& scr
     const std::int64_t begin = static_cast<std::int64_t>(c) * kVocabChunk;
     const std::int64_t end = std::min(begin + kVocabChunk, vocab_size_);
     for (std::int64_t i = begin; i < end; ++i)
-      if (row.x[i] >= bound) scratch.candidates.push_back({row.x[i], static_cast<std::int32_t>(i)});
+      if (row.x[i] >= bound) scratch.candidates.push_back({row.x[i], static_cast<std::int32_t>(i), 0.0F});
   }
 }
 
@@ -175,76 +175,89 @@ void Sampler::keep_top(const Softmax& row, std::int64_t k, SamplerScratch& scrat
   std::erase_if(scratch.candidates, [kth](const auto& candidate) { return candidate.logit < kth; });
 }
 
-// values[i] = weight of candidate i.
-void Sampler::weigh_candidates(const Softmax& row, SamplerScratch& scratch) const {
-  scratch.values.clear();
-  for (const auto& candidate : scratch.candidates) scratch.values.push_back(candidate.logit);
-  kernels_.exp_weights(scratch.values.data(), static_cast<std::int64_t>(scratch.values.size()), row.max,
-                       row.inverse_temperature, scratch.values.data());
+// Fills in the candidates' weights and returns their sum in vocabulary order.
+double Sampler::weigh_candidates(const Softmax& row, SamplerScratch& scratch) const {
+  auto& values = scratch.values;
+  values.clear();
+  for (const auto& candidate : scratch.candidates) values.push_back(candidate.logit);
+  kernels_.exp_weights(values.data(), static_cast<std::int64_t>(values.size()), row.max,
+                       row.inverse_temperature, values.data());
+  double total = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) total += scratch.candidates[i].weight = values[i];
+  return total;
 }
 
-// Candidates: the shortest head, by falling logit, whose mass reaches top_p; of the candidates already there,
-// or of the whole row, of which no more is sorted than needed: heads of growing length are tried.
-void Sampler::keep_mass(const Softmax& row, float top_p, bool all_candidates, SamplerScratch& scratch) const {
-  constexpr std::int64_t kFirstHead = 64;
-  constexpr std::int64_t kGrowth = 8;
-  double total = row.total;
-  if (all_candidates) {
-    weigh_candidates(row, scratch);
-    total = 0;
-    for (const float weight : scratch.values) total += weight;
-  }
-  for (std::int64_t head = kFirstHead;; head *= kGrowth) {
-    if (!all_candidates) keep_top(row, std::min(head, vocab_size_), scratch);
-    std::sort(scratch.candidates.begin(), scratch.candidates.end(), [](const auto& a, const auto& b) {
-      return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-    });
-    weigh_candidates(row, scratch);
-    double mass = 0;
-    for (std::size_t i = 0; i < scratch.values.size(); ++i) {
-      mass += scratch.values[i];
-      if (mass >= static_cast<double>(top_p) * total) {
-        scratch.candidates.resize(i + 1);
-        return;
-      }
+// Candidates: the shortest head, by (logit falling, id rising), whose weights reach `mass`. Finds the head's
+// last token as quickselect finds the k-th, with weights instead of counts; a flat distribution's head has
+// tens of thousands.
+void Sampler::keep_mass(double mass, SamplerScratch& scratch) const {
+  constexpr std::ptrdiff_t kSortedAtOnce = 64;
+  const auto before = [](const auto& a, const auto& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+  };
+  scratch.partitioned = scratch.candidates;
+  auto first = scratch.partitioned.begin();
+  auto last = scratch.partitioned.end();
+  while (last - first > kSortedAtOnce) {
+    const auto middle = first + (last - first) / 2;
+    const auto pivot = std::max(std::min(*first, *middle, before),
+                                std::min(std::max(*first, *middle, before), *(last - 1), before), before);
+    // Never empty and never all: the pivot itself is on the far side, and the median of three has one before
+    // it.
+    const auto far_side = std::partition(first, last, [&](const auto& c) { return before(c, pivot); });
+    double head = 0;
+    for (auto c = first; c != far_side; ++c) head += c->weight;
+    if (head >= mass) {
+      last = far_side;
+    } else {
+      mass -= head;
+      first = far_side;
     }
-    if (all_candidates || head >= vocab_size_) return;  // top_p within rounding of 1: everything stays
   }
+  std::sort(first, last, before);
+  while (first != last && (mass -= first->weight) > 0) ++first;
+  if (first == last) return;  // the mass is within rounding of everything
+  std::erase_if(scratch.candidates, [&](const auto& c) { return before(*first, c); });
 }
 
 Sample Sampler::draw_filtered(const Softmax& row, const SampleContext& context,
                               SamplerScratch& scratch) const {
+  constexpr std::int64_t kUsualHead = 256;  // a trained model's nucleus is seldom larger
   const SamplingParams& params = context.params;
   const bool top_k = params.top_k > 0 && params.top_k < vocab_size_;
-  if (top_k) keep_top(row, params.top_k, scratch);
-  if (params.top_p < 1.0F) keep_mass(row, params.top_p, top_k, scratch);
-  if (params.min_p > 0.0F && !top_k && params.top_p >= 1.0F) {
-    // A bound a little low, for the exact comparison of weights below.
+  double total = row.total;
+  if (top_k) {
+    keep_top(row, params.top_k, scratch);
+    total = weigh_candidates(row, scratch);
+  }
+  if (params.top_p < 1.0F) {
+    const double mass = static_cast<double>(params.top_p) * total;
+    if (!top_k) {
+      keep_top(row, std::min(kUsualHead, vocab_size_), scratch);
+      if (weigh_candidates(row, scratch) < mass) {
+        keep_at_least(row, kLowest, scratch);
+        weigh_candidates(row, scratch);
+      }
+    }
+    keep_mass(mass, scratch);
+  } else if (!top_k) {
+    // min-p alone. The bound is a little low, for the exact comparison of weights below.
     const double slack = 1e-3;
     const double bound = row.max + (std::log(params.min_p) - slack) / row.inverse_temperature;
     keep_at_least(row, std::nextafter(static_cast<float>(bound), kLowest), scratch);
+    weigh_candidates(row, scratch);
   }
-  auto& candidates = scratch.candidates;
-  std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
-  weigh_candidates(row, scratch);
 
-  // The largest logit has weight 1, so min_p compares with the weights as they are.
-  auto& weights = scratch.values;
-  double total = 0;
-  for (float& weight : weights) {
-    if (weight < params.min_p) weight = 0;
-    total += weight;
-  }
-  const double target = context.uniform * total;
-  double passed = 0;
-  std::size_t chosen = 0;
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    if (weights[i] == 0.0F) continue;
-    chosen = i;
-    passed += weights[i];
-    if (passed > target) break;
-  }
-  assert(total >= 1.0);
+  auto& candidates = scratch.candidates;
+  // The largest logit weighs 1, so min_p compares with the weights as they are.
+  std::erase_if(candidates, [&](const auto& c) { return c.weight < params.min_p || c.weight == 0.0F; });
+  assert(!candidates.empty());
+  total = 0;
+  for (const auto& candidate : candidates) total += candidate.weight;
+  double rest = context.uniform * total;
+  std::size_t chosen = 0;  // when rounding leaves the target past the end, the last one is taken
+  while (chosen + 1 < candidates.size() && rest >= candidates[chosen].weight)
+    rest -= candidates[chosen++].weight;
   const auto& candidate = candidates[chosen];
   return {candidate.id, log_probability(candidate.logit, row.max, row.inverse_temperature, total)};
 }

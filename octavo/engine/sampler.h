@@ -44,12 +44,14 @@ struct SamplerScratch {
   struct Candidate {
     float logit;
     std::int32_t id;
+    float weight;
   };
   std::vector<float> logits;  // only for rows that penalties or bad words change
   std::vector<float> maxima;
   std::vector<float> sums;
   std::vector<float> values;
-  std::vector<Candidate> candidates;
+  std::vector<Candidate> candidates;  // what the filters have left, in vocabulary order
+  std::vector<Candidate> partitioned;
 };
 
 class Sampler {
@@ -78,8 +80,8 @@ class Sampler {
   Sample draw_filtered(const Softmax& row, const SampleContext& context, SamplerScratch& scratch) const;
   void keep_at_least(const Softmax& row, float bound, SamplerScratch& scratch) const;
   void keep_top(const Softmax& row, std::int64_t k, SamplerScratch& scratch) const;
-  void keep_mass(const Softmax& row, float top_p, bool all_candidates, SamplerScratch& scratch) const;
-  void weigh_candidates(const Softmax& row, SamplerScratch& scratch) const;
+  void keep_mass(double mass, SamplerScratch& scratch) const;
+  double weigh_candidates(const Softmax& row, SamplerScratch& scratch) const;
   std::int32_t argmax(const Softmax& row, const SamplerScratch& scratch) const;
 
   std::int64_t vocab_size_;
