@@ -6,8 +6,12 @@ set -euo pipefail
 folder=$1
 seconds=$2
 
-for fuzzer in "$folder"/fuzz_*; do
-  [ -f "$fuzzer" ] && [ -x "$fuzzer" ] || continue
+mapfile -t fuzzers < <(find "$folder" -maxdepth 1 -name 'fuzz_*' -type f -executable | sort)
+if [ ${#fuzzers[@]} = 0 ]; then
+  echo "fuzz: no fuzzer in $folder; build with the preset fuzz" >&2
+  exit 1
+fi
+for fuzzer in "${fuzzers[@]}"; do
   name=$(basename "$fuzzer")
   mkdir -p "$folder/corpus/$name"
   corpus=("$folder/corpus/$name")
@@ -21,4 +25,4 @@ for fuzzer in "$folder"/fuzz_*; do
   fi
   grep number_of_executed_units "$folder/$name.log"
 done
-echo "fuzz: no fault found"
+echo "fuzz: no fault found by ${#fuzzers[@]} fuzzers"
