@@ -1,0 +1,137 @@
+// Transposes between rows of column pairs and the tiled layout. Only for files of octavo_isa_sources.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "octavo/base/simd.h"
+
+namespace octavo::OCTAVO_ISA_NS {
+
+inline constexpr int kPanelCols = 32;  // columns of a panel: 16 pairs, one in each lane
+inline constexpr int kPanelRows = 16;  // rows of a panel: one tile
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+
+namespace detail {
+
+// 4×4 blocks of 32-bit lanes inside each 128-bit quarter: out[i] quarter q = lane i of in[0..3]'s quarter q.
+inline void transpose_quarters(const __m512i in[4], __m512i out[4]) {
+  const __m512i a = _mm512_unpacklo_epi32(in[0], in[1]);
+  const __m512i b = _mm512_unpackhi_epi32(in[0], in[1]);
+  const __m512i c = _mm512_unpacklo_epi32(in[2], in[3]);
+  const __m512i d = _mm512_unpackhi_epi32(in[2], in[3]);
+  out[0] = _mm512_unpacklo_epi64(a, c);
+  out[1] = _mm512_unpackhi_epi64(a, c);
+  out[2] = _mm512_unpacklo_epi64(b, d);
+  out[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+// 4×4 blocks of 128-bit quarters: out[q] = the quarters q of in[0..3].
+inline void gather_quarters(__m512i w, __m512i x, __m512i y, __m512i z, __m512i out[4]) {
+  const __m512i a = _mm512_shuffle_i32x4(w, x, 0x44);
+  const __m512i b = _mm512_shuffle_i32x4(y, z, 0x44);
+  const __m512i c = _mm512_shuffle_i32x4(w, x, 0xee);
+  const __m512i d = _mm512_shuffle_i32x4(y, z, 0xee);
+  out[0] = _mm512_shuffle_i32x4(a, b, 0x88);
+  out[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
+  out[2] = _mm512_shuffle_i32x4(c, d, 0x88);
+  out[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+}
+
+// Whole cache lines that nobody reads soon go around the cache: it saves reading them before they are
+// overwritten. finish_streaming() must follow before another thread may look.
+inline void stream(std::uint8_t* to, __m512i line) {
+  if ((reinterpret_cast<std::uintptr_t>(to) & 63U) == 0) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+  } else {
+    _mm512_storeu_si512(to, line);
+  }
+}
+
+}  // namespace detail
+
+inline void finish_streaming() { _mm_sfence(); }
+
+// rows[r]'s lane p holds row r's pair p as two bytes (its upper half is ignored); out gets 16 pairs × 16 rows
+// × 2 bytes.
+inline void store_tile_u16(const I16 rows[kPanelRows], std::uint8_t* out) {
+  __m512i quarters[8];  // [4h + j]: rows 8h … 8h+7 of pairs j, 4+j, 8+j, 12+j
+  for (int h = 0; h < 2; ++h) {
+    __m512i twins[4];  // two rows in one lane
+    for (int i = 0; i < 4; ++i)
+      twins[i] = _mm512_mask_blend_epi16(0xaaaaaaaaU, rows[8 * h + 2 * i].v,
+                                         _mm512_slli_epi32(rows[8 * h + 2 * i + 1].v, 16));
+    detail::transpose_quarters(twins, quarters + 4 * h);
+  }
+  for (int j = 0; j < 4; j += 2) {
+    __m512i pairs[4];  // [q]: pairs 4q+j and 4q+j+1
+    detail::gather_quarters(quarters[j], quarters[4 + j], quarters[j + 1], quarters[5 + j], pairs);
+    for (int q = 0; q < 4; ++q) detail::stream(out + (4 * q + j) * 32, pairs[q]);
+  }
+}
+
+// The same for pairs of two 16-bit values: rows[r]'s whole lane p is row r's pair p; out gets 16 × 16 × 4
+// bytes.
+inline void store_tile_u32(const I16 rows[kPanelRows], std::uint8_t* out) {
+  __m512i quarters[16];  // [4g + j]: rows 4g … 4g+3 of pairs j, 4+j, 8+j, 12+j
+  for (int g = 0; g < 4; ++g) {
+    const __m512i four[4] = {rows[4 * g].v, rows[4 * g + 1].v, rows[4 * g + 2].v, rows[4 * g + 3].v};
+    detail::transpose_quarters(four, quarters + 4 * g);
+  }
+  for (int j = 0; j < 4; ++j) {
+    __m512i pairs[4];  // [q]: pair 4q+j
+    detail::gather_quarters(quarters[j], quarters[4 + j], quarters[8 + j], quarters[12 + j], pairs);
+    for (int q = 0; q < 4; ++q) detail::stream(out + (4 * q + j) * 64, pairs[q]);
+  }
+}
+
+// Lanes 0, 2, 4, … and 1, 3, 5, … of the 32 floats a, b.
+inline void split_even_odd(V16 a, V16 b, V16& even, V16& odd) {
+  const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  even.v = _mm512_permutex2var_ps(a.v, evens, b.v);
+  odd.v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b.v);
+}
+
+#else
+
+inline void finish_streaming() {}
+
+namespace detail {
+template <typename Pair>
+void store_tile(const I16 rows[kPanelRows], std::uint8_t* out) {
+  for (int r = 0; r < kPanelRows; ++r) {
+    std::uint32_t lanes[16];
+    store_bits(lanes, rows[r]);
+    for (int p = 0; p < 16; ++p) {
+      const auto pair = static_cast<Pair>(lanes[p]);
+      std::memcpy(out + (p * kPanelRows + r) * sizeof(Pair), &pair, sizeof(Pair));
+    }
+  }
+}
+}  // namespace detail
+
+inline void store_tile_u16(const I16 rows[kPanelRows], std::uint8_t* out) {
+  detail::store_tile<std::uint16_t>(rows, out);
+}
+inline void store_tile_u32(const I16 rows[kPanelRows], std::uint8_t* out) {
+  detail::store_tile<std::uint32_t>(rows, out);
+}
+
+inline void split_even_odd(V16 a, V16 b, V16& even, V16& odd) {
+  float lanes[32];
+  float evens[16];
+  float odds[16];
+  store(lanes, a);
+  store(lanes + 16, b);
+  for (int i = 0; i < 16; ++i) {
+    evens[i] = lanes[2 * i];
+    odds[i] = lanes[2 * i + 1];
+  }
+  even = load(evens);
+  odd = load(odds);
+}
+
+#endif
+
+}  // namespace octavo::OCTAVO_ISA_NS
