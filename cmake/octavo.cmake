@@ -53,7 +53,9 @@ function(octavo_isa_sources target file)
   foreach(isa ${ARGN})
     add_library(${target}_${stem}_${isa} OBJECT ${file})
     target_link_libraries(${target}_${stem}_${isa} PRIVATE octavo_flags)
-    target_compile_options(${target}_${stem}_${isa} PRIVATE ${OCTAVO_ISA_FLAGS_${isa}} -O3)
+    # GCC 12's own AVX-512 headers start from an undefined register, which it then warns about (GCC bug 105593).
+    target_compile_options(${target}_${stem}_${isa} PRIVATE ${OCTAVO_ISA_FLAGS_${isa}} -O3
+                                                            "$<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized;-Wno-maybe-uninitialized>")
     target_compile_definitions(${target}_${stem}_${isa} PRIVATE OCTAVO_ISA_NS=${isa} OCTAVO_ISA_${isa}=1)
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${stem}_${isa}>)
   endforeach()

@@ -1,9 +1,9 @@
 // Sixteen floats on whatever the translation unit is compiled for: AVX-512, AVX2, or plain C++.
 //
-// Only files compiled by octavo_isa_sources include this header; everything in it lives in the namespace of the
-// instruction set (OCTAVO_ISA_NS), so that one program can hold all of them. Every operation is the same IEEE
-// operation in every implementation, and the reductions add in the same order, so code written on V16 gives the same
-// bits on every instruction set.
+// Only files compiled by octavo_isa_sources include this header; everything in it lives in the namespace of
+// the instruction set (OCTAVO_ISA_NS), so that one program can hold all of them. Every operation is the same
+// IEEE operation in every implementation, and the reductions add in the same order, so code written on V16
+// gives the same bits on every instruction set.
 #pragma once
 
 #include <bit>
@@ -37,7 +37,9 @@ inline V16 abs(V16 a) { return {_mm512_abs_ps(a.v)}; }
 // max(a, b) = a > b ? a : b, so a NaN in either gives b.
 inline V16 max(V16 a, V16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline V16 min(V16 a, V16 b) { return {_mm512_min_ps(a.v, b.v)}; }
-inline V16 round_nearest(V16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline V16 round_nearest(V16 a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 // a * 2^n for integral n in [-252, 254] held as a float; exact unless the result is subnormal.
 inline V16 ldexp_int(V16 a, V16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
@@ -76,6 +78,8 @@ inline I16 load_u8(const void* p) {
 inline void store_low_u8(void* p, I16 a) {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
+// The bits of a where the mask has ones, those of b elsewhere.
+inline I16 select_bits(I16 mask, I16 a, I16 b) { return {_mm512_ternarylogic_epi32(mask.v, a.v, b.v, 0xca)}; }
 // Lane-wise: mask ? a : b, where the mask is x > y as signed integers.
 inline I16 select_greater(I16 x, I16 y, I16 a, I16 b) {
   return {_mm512_mask_blend_epi32(_mm512_cmpgt_epi32_mask(x.v, y.v), b.v, a.v)};
@@ -161,6 +165,9 @@ inline void store_low_u8(void* p, I16 a) {
   _mm_storeu_si128(static_cast<__m128i*>(p),
                    _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
 }
+inline I16 select_bits(I16 mask, I16 a, I16 b) {
+  return (mask & a) | I16{_mm256_andnot_si256(mask.lo, b.lo), _mm256_andnot_si256(mask.hi, b.hi)};
+}
 inline I16 select_greater(I16 x, I16 y, I16 a, I16 b) {
   return {_mm256_blendv_epi8(b.lo, a.lo, _mm256_cmpgt_epi32(x.lo, y.lo)),
           _mm256_blendv_epi8(b.hi, a.hi, _mm256_cmpgt_epi32(x.hi, y.hi))};
@@ -200,22 +207,42 @@ inline V16 load(const float* p) {
   return r;
 }
 inline void store(float* p, V16 a) { std::memcpy(p, a.v, sizeof a.v); }
-inline V16 operator+(V16 a, V16 b) { return detail::map<V16>(a, b, [](float x, float y) { return x + y; }); }
-inline V16 operator-(V16 a, V16 b) { return detail::map<V16>(a, b, [](float x, float y) { return x - y; }); }
-inline V16 operator*(V16 a, V16 b) { return detail::map<V16>(a, b, [](float x, float y) { return x * y; }); }
-inline V16 operator/(V16 a, V16 b) { return detail::map<V16>(a, b, [](float x, float y) { return x / y; }); }
+inline V16 operator+(V16 a, V16 b) {
+  return detail::map<V16>(a, b, [](float x, float y) { return x + y; });
+}
+inline V16 operator-(V16 a, V16 b) {
+  return detail::map<V16>(a, b, [](float x, float y) { return x - y; });
+}
+inline V16 operator*(V16 a, V16 b) {
+  return detail::map<V16>(a, b, [](float x, float y) { return x * y; });
+}
+inline V16 operator/(V16 a, V16 b) {
+  return detail::map<V16>(a, b, [](float x, float y) { return x / y; });
+}
 inline V16 fma(V16 a, V16 b, V16 c) {
   V16 r;
   for (int i = 0; i < 16; ++i) r.v[i] = std::fma(a.v[i], b.v[i], c.v[i]);
   return r;
 }
-inline V16 abs(V16 a) { return detail::map<V16>(a, [](float x) { return std::fabs(x); }); }
-inline V16 max(V16 a, V16 b) { return detail::map<V16>(a, b, [](float x, float y) { return x > y ? x : y; }); }
-inline V16 min(V16 a, V16 b) { return detail::map<V16>(a, b, [](float x, float y) { return x < y ? x : y; }); }
-inline V16 round_nearest(V16 a) { return detail::map<V16>(a, [](float x) { return std::nearbyint(x); }); }
+inline V16 abs(V16 a) {
+  return detail::map<V16>(a, [](float x) { return std::fabs(x); });
+}
+inline V16 max(V16 a, V16 b) {
+  return detail::map<V16>(a, b, [](float x, float y) { return x > y ? x : y; });
+}
+inline V16 min(V16 a, V16 b) {
+  return detail::map<V16>(a, b, [](float x, float y) { return x < y ? x : y; });
+}
+inline V16 round_nearest(V16 a) {
+  return detail::map<V16>(a, [](float x) { return std::nearbyint(x); });
+}
 
-inline I16 bits(V16 a) { return detail::map<I16>(a, [](float x) { return std::bit_cast<std::int32_t>(x); }); }
-inline V16 from_bits(I16 a) { return detail::map<V16>(a, [](std::int32_t x) { return std::bit_cast<float>(x); }); }
+inline I16 bits(V16 a) {
+  return detail::map<I16>(a, [](float x) { return std::bit_cast<std::int32_t>(x); });
+}
+inline V16 from_bits(I16 a) {
+  return detail::map<V16>(a, [](std::int32_t x) { return std::bit_cast<float>(x); });
+}
 inline I16 iset1(std::int32_t x) {
   I16 r;
   for (auto& lane : r.v) lane = x;
@@ -278,6 +305,11 @@ inline I16 load_u8(const void* p) {
 }
 inline void store_low_u8(void* p, I16 a) {
   for (int i = 0; i < 16; ++i) static_cast<std::uint8_t*>(p)[i] = static_cast<std::uint8_t>(a.v[i]);
+}
+inline I16 select_bits(I16 mask, I16 a, I16 b) {
+  I16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = (mask.v[i] & a.v[i]) | (~mask.v[i] & b.v[i]);
+  return r;
 }
 inline I16 select_greater(I16 x, I16 y, I16 a, I16 b) {
   I16 r;
@@ -344,11 +376,12 @@ void store_partial(T* p, V16 a, int count) {
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
-// Rounds to the nearest E4M3FN value, ties to even, saturating at ±448; NaN stays NaN. The result is still a float.
+// Rounds to the nearest E4M3FN value, ties to even, saturating at ±448; NaN stays NaN. The result is still a
+// float.
 //
-// Adding and subtracting 1.5·2^(e+20), where 2^e is the value's binade but at least E4M3's smallest (2^-6), makes
-// the FP32 adder round at bit e-3, which is E4M3's last mantissa bit: normals and subnormals alike. Works on |a|: a
-// negative sum would fall into the binade below and round one bit too fine.
+// Adding and subtracting 1.5·2^(e+20), where 2^e is the value's binade but at least E4M3's smallest (2^-6),
+// makes the FP32 adder round at bit e-3, which is E4M3's last mantissa bit: normals and subnormals alike.
+// Works on |a|: a negative sum would fall into the binade below and round one bit too fine.
 inline V16 round_to_e4m3(V16 a) {
   const I16 sign = bits(a) & iset1(static_cast<std::int32_t>(0x80000000U));
   const I16 magnitude = bits(a) & iset1(0x7fffffff);
@@ -360,8 +393,8 @@ inline V16 round_to_e4m3(V16 a) {
   return from_bits(select_greater(magnitude, iset1(0x7f800000), bits(a), signed_bits));
 }
 
-// e^a for a <= 88; below -87.3 the result is 0. Relative error below 2e-7 (Cody-Waite reduction by ln 2 and a degree-6
-// minimax polynomial; coefficients of Cephes' expf). NaN gives NaN.
+// e^a for a <= 88; below -87.3 the result is 0. Relative error below 2e-7 (Cody-Waite reduction by ln 2 and a
+// degree-6 minimax polynomial; coefficients of Cephes' expf). NaN gives NaN.
 inline V16 exp(V16 a) {
   const V16 x = max(set1(-87.0F), a);
   const V16 n = round_nearest(x * set1(1.44269504088896341F));
