@@ -130,12 +130,12 @@ TEST(PrefixCache, OrphansAreNotServedAndCanBeReplaced) {
   const auto child = blocks.acquire().value();
   const auto link = cache.insert(cache.root(), view.first(kSize), parent);
   cache.insert(link, view.subspan(kSize), child);
-  blocks.release(parent);  // in the wrong order, so that the parent goes first
-  blocks.acquire();        // the free one
+  blocks.release(parent);                       // in the wrong order, so that the parent goes first
+  const auto third = blocks.acquire().value();  // the free one
   EXPECT_EQ(blocks.acquire(), parent);
   const auto again = cache.insert(cache.root(), view.first(kSize), parent);
   EXPECT_THAT(matched(blocks, cache, tokens), ElementsAre(parent));
-  EXPECT_NE(cache.insert(again, view.subspan(kSize), 0).serial, 0U);
+  EXPECT_NE(cache.insert(again, view.subspan(kSize), third).serial, 0U);
   EXPECT_EQ(matched(blocks, cache, tokens).size(), 2U);
 }
 
