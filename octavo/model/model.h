@@ -2,14 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
-#include <string>
-#include <vector>
 
 #include "octavo/base/buffer.h"
-#include "octavo/base/thread_pool.h"
-#include "octavo/checkpoint/checkpoint.h"
 #include "octavo/checkpoint/model_spec.h"
 #include "octavo/model/weights.h"
 #include "octavo/ops/ops.h"
@@ -18,31 +13,42 @@ namespace octavo {
 
 class Model {
  public:
-  // Loads every weight of `checkpoint`, quantizing as `options` says. `progress(done, total)` counts bytes.
-  Model(const ModelSpec& spec, const WeightOptions& options, ThreadPool& pool);
+  // Reserves memory for the weights; load_checkpoint (or a refit) fills them.
+  Model(const ModelSpec& spec, const WeightOptions& options);
 
   const ModelSpec& spec() const { return spec_; }
   Weights& weights() { return weights_; }
   const Weights& weights() const { return weights_; }
 
-  // Scratch for steps of at most `max_tokens` tokens and `max_logit_rows` sampled rows.
-  void reserve(std::int64_t max_tokens, std::int64_t max_logit_rows);
-  std::size_t scratch_bytes() const;
+  // Makes scratch for steps of at most `max_tokens` tokens and `max_logit_rows` rows of logits, and rotary tables for
+  // `max_positions` positions. Call once, before the first forward.
+  void reserve(std::int64_t max_tokens, std::int64_t max_logit_rows, std::int64_t max_positions);
+  std::size_t scratch_bytes() const { return scratch_.bytes() + rope_buffer_.bytes(); }
 
-  // Runs one step: writes the batch's keys and values into `kv` (one entry a layer) and returns the logits
-  // [batch.logit_rows.size(), logits_stride()] in FP32, valid until the next call.
+  // Runs one step: writes the batch's keys and values into `kv` (one entry a layer) and returns FP32 logits
+  // [batch.logit_rows.size(), logits_stride()], valid until the next call; null when no row is wanted.
   const float* forward(Ops& ops, const Batch& batch, std::span<const KvLayer> kv);
-  std::int64_t logits_stride() const;  // vocab_size rounded up to the tile
+  // Floats from one row of logits to the next: the vocabulary rounded up to whole tiles.
+  std::int64_t logits_stride() const { return weights_.lm_head().out; }
 
  private:
-  struct Scratch;
+  Activation activation_for(const LinearWeight& consumer);
+
   ModelSpec spec_;
   Weights weights_;
-  Buffer rope_;
-  RopeTable rope_table_;
-  Buffer scratch_buffer_;
   std::int64_t max_tokens_ = 0;
   std::int64_t max_logit_rows_ = 0;
+  std::int64_t max_positions_ = 0;
+  Buffer rope_buffer_;
+  RopeTable rope_;
+  Buffer scratch_;
+  // Pieces of scratch_, each [max_tokens, …].
+  float* residual_ = nullptr;       // hidden
+  bf16* delta_ = nullptr;           // hidden: what a block adds to the residual
+  bf16* wide_ = nullptr;            // the fused q|k|v or gate|up
+  bf16* activation_ = nullptr;      // the input of the next linear layer
+  float* activation_scales_ = nullptr;
+  float* logits_ = nullptr;         // [max_logit_rows, logits_stride]
 };
 
 }  // namespace octavo

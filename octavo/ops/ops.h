@@ -26,6 +26,7 @@ struct LinearWeight {
   struct Part {
     std::int64_t rows = 0;       // rows of the HF tensor
     std::int64_t row_begin = 0;  // first row in the fused matrix
+    std::int64_t scale_row = 0;  // its first row in `scales` (FP8)
   };
 
   Precision precision = Precision::kBF16;
@@ -108,10 +109,11 @@ class Ops {
   // residual[t] = embedding row token_ids[t]; the embedding is a bf16 LinearWeight [vocab, hidden] in backend layout.
   virtual void embed(const LinearWeight& embedding, std::span<const std::int32_t> token_ids, float* residual) = 0;
 
-  // residual[t] += delta[t] (delta may be null); out[t] = RMSNorm(residual[t]) * weight, in FP32, rounded to bf16 and
+  // residual[t] += delta[t] (delta [T, delta_stride] may be null); out[t] = RMSNorm(residual[t]) * weight, in FP32, rounded to bf16 and
   // then, for an FP8 consumer, quantized. With `rows`, only those tokens are computed and packed, and residual is left.
-  virtual void add_rms_norm(float* residual, const bf16* delta, std::int64_t tokens, const float* weight, float eps,
-                            const Activation& out, std::span<const std::int32_t> rows = {}) = 0;
+  virtual void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride, std::int64_t tokens,
+                            const float* weight, float eps, const Activation& out,
+                            std::span<const std::int32_t> rows = {}) = 0;
 
   // out[t, n] = Σ_k x[t, k] w[n, k] (+ bias[n]); FP8: out = Σ_b sx[t,b] sw[n/128,b] Σ_{k∈b} x w. Rounded to bf16.
   virtual void linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) = 0;

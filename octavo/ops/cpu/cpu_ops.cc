@@ -35,14 +35,15 @@ class CpuOps final : public Ops {
     });
   }
 
-  void add_rms_norm(float* residual, const bf16* delta, std::int64_t tokens, const float* weight, float eps,
-                    const Activation& out, std::span<const std::int32_t> rows) override {
+  void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride, std::int64_t tokens,
+                    const float* weight, float eps, const Activation& out,
+                    std::span<const std::int32_t> rows) override {
     const bool all = rows.empty();
     for_each_token(all ? tokens : static_cast<std::int64_t>(rows.size()), [&](std::int64_t i) {
       const std::int64_t t = all ? i : rows[static_cast<std::size_t>(i)];
       RmsNormTask task;
       task.residual = residual + t * out.cols;
-      task.delta = delta == nullptr ? nullptr : delta + t * out.cols;
+      task.delta = delta == nullptr ? nullptr : delta + t * delta_stride;
       task.write_residual = all;
       task.weight = weight;
       task.eps = eps;

@@ -236,7 +236,7 @@ void multiply_block(const Block& block) {
     }
   }
 #else
-  float x[R][kBlock];
+  alignas(64) float x[R][kBlock];
   for (int r = 0; r < R; ++r) {
     const bf16* row = block.x + r * block.x_stride;
     const std::int64_t cols = block.pairs * 2;

@@ -1,0 +1,114 @@
+#include "octavo/model/model.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "octavo/base/error.h"
+#include "octavo/model/rope.h"
+
+namespace octavo {
+namespace {
+
+// The widest head that the attention kernels hold in registers and on their stack.
+constexpr std::int64_t kMaxHeadDim = 256;
+
+}  // namespace
+
+Model::Model(const ModelSpec& spec, const WeightOptions& options) : spec_(spec), weights_(spec, options) {
+  if (spec.head_dim > kMaxHeadDim)
+    fail("head_dim {} is larger than the {} that attention supports", spec.head_dim, kMaxHeadDim);
+}
+
+void Model::reserve(std::int64_t max_tokens, std::int64_t max_logit_rows, std::int64_t max_positions) {
+  max_tokens_ = max_tokens;
+  max_logit_rows_ = max_logit_rows;
+  max_positions_ = max_positions;
+
+  const std::int64_t half = spec_.head_dim / 2;
+  rope_buffer_ = Buffer(static_cast<std::size_t>(2 * max_positions * half) * sizeof(float));
+  auto* cos = rope_buffer_.data<float>();
+  float* sin = cos + max_positions * half;
+  fill_rope_table(spec_, max_positions, cos, sin);
+  rope_ = {cos, sin};
+
+  std::int64_t wide = 0;
+  std::int64_t widest_input = spec_.hidden_size;
+  for (const LayerWeights& layer : weights_.layers()) {
+    wide = std::max({wide, layer.qkv.out, layer.gate_up.out});
+    widest_input = std::max({widest_input, layer.o.in, layer.down.in});
+  }
+  const std::int64_t delta = weights_.layers().empty() ? 0 : weights_.layers().front().o.out;
+
+  // Sized in bytes, each piece a multiple of a cache line.
+  std::size_t used = 0;
+  const auto place = [&used](std::int64_t bytes) {
+    const std::size_t at = used;
+    used += (static_cast<std::size_t>(bytes) + 63) / 64 * 64;
+    return at;
+  };
+  const std::size_t residual = place(max_tokens * spec_.hidden_size * 4);
+  const std::size_t deltas = place(max_tokens * delta * 2);
+  const std::size_t wides = place(max_tokens * wide * 2);
+  const std::size_t activation = place(max_tokens * widest_input * 2);
+  const std::size_t scales = place(max_tokens * blocks_of(widest_input) * 4);
+  const std::size_t logits = place(max_logit_rows * logits_stride() * 4);
+  scratch_ = Buffer(used);
+  std::byte* base = scratch_.data();
+  residual_ = reinterpret_cast<float*>(base + residual);
+  delta_ = reinterpret_cast<bf16*>(base + deltas);
+  wide_ = reinterpret_cast<bf16*>(base + wides);
+  activation_ = reinterpret_cast<bf16*>(base + activation);
+  activation_scales_ = reinterpret_cast<float*>(base + scales);
+  logits_ = reinterpret_cast<float*>(base + logits);
+}
+
+Activation Model::activation_for(const LinearWeight& consumer) {
+  const bool fp8 = consumer.precision == Precision::kFP8;
+  return {activation_, fp8 ? activation_scales_ : nullptr, consumer.in, consumer.pow2_activations};
+}
+
+const float* Model::forward(Ops& ops, const Batch& batch, std::span<const KvLayer> kv) {
+  const auto tokens = static_cast<std::int64_t>(batch.token_ids.size());
+  const auto logit_rows = static_cast<std::int64_t>(batch.logit_rows.size());
+  assert(tokens <= max_tokens_ && logit_rows <= max_logit_rows_ && kv.size() == weights_.layers().size());
+  const float eps = spec_.rms_norm_eps;
+
+  ops.embed(weights_.embedding(), batch.token_ids, residual_);
+  const bf16* delta = nullptr;
+  std::int64_t delta_stride = 0;
+  for (std::size_t i = 0; i < kv.size(); ++i) {
+    const LayerWeights& layer = weights_.layers()[i];
+
+    const Activation attention_in = activation_for(layer.qkv);
+    ops.add_rms_norm(residual_, delta, delta_stride, tokens, layer.input_norm, eps, attention_in);
+    ops.linear(attention_in, tokens, layer.qkv, wide_);
+    const AttentionShape shape{.num_heads = spec_.num_heads,
+                               .num_kv_heads = spec_.num_kv_heads,
+                               .head_dim = spec_.head_dim,
+                               .q_begin = layer.qkv.parts[0].row_begin,
+                               .k_begin = layer.qkv.parts[1].row_begin,
+                               .v_begin = layer.qkv.parts[2].row_begin,
+                               .qkv_cols = layer.qkv.out};
+    ops.rope_and_store(wide_, batch, shape, layer.q_norm, layer.k_norm, eps, rope_, kv[i]);
+    const Activation attended = activation_for(layer.o);
+    ops.attention(wide_, batch, shape, kv[i], attended);
+    ops.linear(attended, tokens, layer.o, delta_);
+
+    const Activation mlp_in = activation_for(layer.gate_up);
+    ops.add_rms_norm(residual_, delta_, layer.o.out, tokens, layer.post_norm, eps, mlp_in);
+    ops.linear(mlp_in, tokens, layer.gate_up, wide_);
+    const Activation gated = activation_for(layer.down);
+    ops.silu_mul(wide_, tokens, layer.gate_up.out, layer.gate_up.parts[1].row_begin, gated);
+    ops.linear(gated, tokens, layer.down, delta_);
+    delta = delta_;
+    delta_stride = layer.down.out;
+  }
+  if (logit_rows == 0) return nullptr;
+
+  const Activation last = activation_for(weights_.lm_head());
+  ops.add_rms_norm(residual_, delta, delta_stride, tokens, weights_.final_norm(), eps, last, batch.logit_rows);
+  ops.logits(last, logit_rows, weights_.lm_head(), logits_);
+  return logits_;
+}
+
+}  // namespace octavo
