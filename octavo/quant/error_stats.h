@@ -11,8 +11,9 @@ namespace octavo {
 struct ErrorStats {
   std::int64_t elements = 0;
   double snr_db = 0;  // 10 log10(Σx² / Σ(x - x̂)²); infinite where no element has an error
-  double max_relative_error =
-      0;  // largest |x - x̂| / |x| of elements with normal codes: 2^-4 by rounding alone
+  // The largest |x - x̂| / |x| of elements with normal codes. Rounding alone gives up to 1/15: half a quantum,
+  // 2^-10, of a value just below 2^-6 that rounds up to it.
+  double max_relative_error = 0;
   double saturated_share =
       0;  // of all elements: |x| > 464 · scale, so rounding alone would have gone past 448
   double underflow_share = 0;  // of all elements: x is not 0 but its code is ±0

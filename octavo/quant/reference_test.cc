@@ -1,7 +1,8 @@
 // Golden results of python/tools/quant_reference.py, an independent implementation on numpy and ml_dtypes.
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <bit>
+#include <cstdlib>
 #include <fstream>
 
 #include "octavo/base/cpu_features.h"
@@ -28,10 +29,10 @@ TEST(Reference, EqualBitsOnEveryInstructionSet) {
       ASSERT_EQ(actual.bad, expected.bad) << where;
       ASSERT_EQ(actual.codes, expected.codes) << where;
       ASSERT_EQ(actual.scales.size(), expected.scales.size()) << where;
-      // Bits, because a scale may be NaN.
-      ASSERT_EQ(
-          std::memcmp(actual.scales.data(), expected.scales.data(), actual.scales.size() * sizeof(float)), 0)
-          << where;
+      for (std::size_t i = 0; i < actual.scales.size(); ++i)  // as bits, because a scale may be NaN
+        ASSERT_EQ(std::bit_cast<std::uint32_t>(actual.scales[i]),
+                  std::bit_cast<std::uint32_t>(expected.scales[i]))
+            << where;
       ++count;
     }
     EXPECT_GT(count, 20);
