@@ -106,7 +106,8 @@ const float* Model::forward(Ops& ops, const Batch& batch, std::span<const KvLaye
   if (logit_rows == 0) return nullptr;
 
   const Activation last = activation_for(weights_.lm_head());
-  ops.add_rms_norm(residual_, delta, delta_stride, tokens, weights_.final_norm(), eps, last, batch.logit_rows);
+  ops.add_rms_norm(residual_, delta, delta_stride, tokens, weights_.final_norm(), eps, last,
+                   batch.logit_rows);
   ops.logits(last, logit_rows, weights_.lm_head(), logits_);
   return logits_;
 }

@@ -20,8 +20,8 @@ class Model {
   Weights& weights() { return weights_; }
   const Weights& weights() const { return weights_; }
 
-  // Makes scratch for steps of at most `max_tokens` tokens and `max_logit_rows` rows of logits, and rotary tables for
-  // `max_positions` positions. Call once, before the first forward.
+  // Makes scratch for steps of at most `max_tokens` tokens and `max_logit_rows` rows of logits, and rotary
+  // tables for `max_positions` positions. Call once, before the first forward.
   void reserve(std::int64_t max_tokens, std::int64_t max_logit_rows, std::int64_t max_positions);
   std::size_t scratch_bytes() const { return scratch_.bytes() + rope_buffer_.bytes(); }
 
@@ -43,12 +43,12 @@ class Model {
   RopeTable rope_;
   Buffer scratch_;
   // Pieces of scratch_, each [max_tokens, …].
-  float* residual_ = nullptr;       // hidden
-  bf16* delta_ = nullptr;           // hidden: what a block adds to the residual
-  bf16* wide_ = nullptr;            // the fused q|k|v or gate|up
-  bf16* activation_ = nullptr;      // the input of the next linear layer
+  float* residual_ = nullptr;   // hidden
+  bf16* delta_ = nullptr;       // hidden: what a block adds to the residual
+  bf16* wide_ = nullptr;        // the fused q|k|v or gate|up
+  bf16* activation_ = nullptr;  // the input of the next linear layer
   float* activation_scales_ = nullptr;
-  float* logits_ = nullptr;         // [max_logit_rows, logits_stride]
+  float* logits_ = nullptr;  // [max_logit_rows, logits_stride]
 };
 
 }  // namespace octavo

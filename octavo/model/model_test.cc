@@ -1,4 +1,6 @@
 // The forward pass against transformers: tiny random models of every architecture (tests/golden/README.md).
+#include "octavo/model/model.h"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -8,7 +10,6 @@
 
 #include "octavo/base/error.h"
 #include "octavo/checkpoint/json.h"
-#include "octavo/model/model.h"
 #include "octavo/model/rope.h"
 #include "octavo/ops/cpu/cpu_ops.h"
 #include "octavo/ops/cpu/kernels.h"
@@ -20,7 +21,8 @@ const std::string kTiny = std::string(OCTAVO_SOURCE_DIR) + "/tests/golden/tiny/"
 
 std::vector<std::string> tiny_models() {
   std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(kTiny)) names.push_back(entry.path().filename());
+  for (const auto& entry : std::filesystem::directory_iterator(kTiny))
+    names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -53,7 +55,8 @@ class Runner {
       std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(begin));
       std::vector<std::int32_t> wanted(count);
       std::iota(wanted.begin(), wanted.end(), 0);
-      const BatchSpan span{0, static_cast<std::int64_t>(count), static_cast<std::int64_t>(begin), blocks_.data()};
+      const BatchSpan span{0, static_cast<std::int64_t>(count), static_cast<std::int64_t>(begin),
+                           blocks_.data()};
       const float* logits = model_.forward(
           *ops_, {std::span(ids).subspan(begin, count), positions, std::span(&span, 1), wanted}, kv_);
       for (std::size_t i = 0; i < count; ++i) {
@@ -89,9 +92,9 @@ class TinyModel : public testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Golden, TinyModel, testing::ValuesIn(tiny_models()),
                          [](const auto& test) { return test.param; });
 
-// Logits have a standard deviation of about 2 and pass through two or three layers, in each of which five tensors are
-// rounded to bf16 (relative half step 2^-8, uncorrelated): √15 · 2^-8 · 2 ≈ 0.03 is one standard deviation of a logit's
-// error. The mean must stay near it, no logit may exceed six.
+// Logits have a standard deviation of about 2 and pass through two or three layers, in each of which five
+// tensors are rounded to bf16 (relative half step 2^-8, uncorrelated): √15 · 2^-8 · 2 ≈ 0.03 is one standard
+// deviation of a logit's error. The mean must stay near it, no logit may exceed six.
 TEST_P(TinyModel, LogitsEqualTransformersWithinBf16) {
   const std::string folder = kTiny + GetParam();
   const auto golden = parse_json(read_file(folder + "/golden.json"), folder);
@@ -127,7 +130,8 @@ TEST_P(TinyModel, ChunkingChangesNoBit) {
   for (const Precision precision : {Precision::kFP8, Precision::kBF16}) {
     Runner runner(folder, {.precision = precision}, fastest_isa());
     const auto whole = runner.run(ids, ids.size());
-    for (const std::size_t chunk : {1, 7, 16, 33}) EXPECT_EQ(runner.run(ids, chunk), whole) << "chunk " << chunk;
+    for (const std::size_t chunk : {1, 7, 16, 33})
+      EXPECT_EQ(runner.run(ids, chunk), whole) << "chunk " << chunk;
   }
 }
 
@@ -159,9 +163,11 @@ TEST(Weights, NamesWhatIsWrong) {
     return "";
   };
   EXPECT_EQ(message({values.data(), DType::kF32, entry->shape, 0}), "");
-  EXPECT_NE(message({values.data(), DType::kF32, {3, 4}, 0}).find("k_proj.weight' has shape [3, 4]"), std::string::npos);
+  EXPECT_NE(message({values.data(), DType::kF32, {3, 4}, 0}).find("k_proj.weight' has shape [3, 4]"),
+            std::string::npos);
   values[static_cast<std::size_t>(entry->shape[1] + 5)] = NAN;
-  EXPECT_NE(message({values.data(), DType::kF32, entry->shape, 0}).find("k_proj.weight' holds a value that is not finite at [1, 5]"),
+  EXPECT_NE(message({values.data(), DType::kF32, entry->shape, 0})
+                .find("k_proj.weight' holds a value that is not finite at [1, 5]"),
             std::string::npos);
 }
 

@@ -43,7 +43,8 @@ std::vector<float> rope_frequencies(const ModelSpec& spec) {
     if (low == high) high += 0.001;  // as the paper's code, to keep the ramp finite
   }
   for (std::int64_t i = 0; i < half; ++i) {
-    double frequency = std::pow(spec.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(spec.head_dim));
+    double frequency =
+        std::pow(spec.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(spec.head_dim));
     switch (spec.rope_scaling) {
       case RopeScaling::kDefault:
         break;

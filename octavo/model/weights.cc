@@ -36,8 +36,9 @@ struct NamedPart {
   std::int64_t rows = 0;
 };
 
-LinearWeight make_linear(Arena& arena, std::vector<WeightEntry>& table, LinearWeight& place, Precision precision,
-                         std::int64_t in, const std::vector<NamedPart>& parts, bool bias, bool pow2_activations) {
+LinearWeight make_linear(Arena& arena, std::vector<WeightEntry>& table, LinearWeight& place,
+                         Precision precision, std::int64_t in, const std::vector<NamedPart>& parts, bool bias,
+                         bool pow2_activations) {
   LinearWeight weight;
   weight.precision = precision;
   weight.in = in;
@@ -62,7 +63,8 @@ LinearWeight make_linear(Arena& arena, std::vector<WeightEntry>& table, LinearWe
   for (std::size_t i = 0; i < parts.size(); ++i) {
     table.push_back({parts[i].name + ".weight", {parts[i].rows, in}, &place, i, nullptr});
     if (bias)
-      table.push_back({parts[i].name + ".bias", {parts[i].rows}, nullptr, 0, bias_data + weight.parts[i].row_begin});
+      table.push_back(
+          {parts[i].name + ".bias", {parts[i].rows}, nullptr, 0, bias_data + weight.parts[i].row_begin});
   }
   return weight;
 }
@@ -75,8 +77,8 @@ T* part_data(const LinearWeight& weight, std::size_t part) {
 
 [[noreturn]] void fail_non_finite(const WeightEntry& entry, const TensorView& tensor, std::int64_t index) {
   const std::int64_t cols = tensor.cols();
-  fail("tensor '{}' holds a value that is not finite at [{}, {}]; mend the weights before loading them", entry.name,
-       index / cols, index % cols);
+  fail("tensor '{}' holds a value that is not finite at [{}, {}]; mend the weights before loading them",
+       entry.name, index / cols, index % cols);
 }
 
 float value_at(const TensorView& tensor, std::int64_t r, std::int64_t c) {
@@ -119,9 +121,11 @@ Precision Weights::precision_of(std::int64_t layer, const std::vector<std::strin
   if (options_.precision == Precision::kBF16 || layer < options_.bf16_first ||
       layer >= spec_.num_layers - options_.bf16_last)
     return Precision::kBF16;
+  // The caller's list, and what an FP8 checkpoint's own config.json says it left in bf16.
   const auto is_ignored = [&](const std::string& name) {
-    return std::any_of(options_.ignored.begin(), options_.ignored.end(),
-                       [&](const std::string& keyword) { return name.find(keyword) != std::string::npos; });
+    const auto in_name = [&](const std::string& keyword) { return name.find(keyword) != std::string::npos; };
+    return std::any_of(options_.ignored.begin(), options_.ignored.end(), in_name) ||
+           std::any_of(spec_.fp8_ignored.begin(), spec_.fp8_ignored.end(), in_name);
   };
   const auto ignored = std::count_if(names.begin(), names.end(), is_ignored);
   if (ignored != 0 && ignored != static_cast<std::ptrdiff_t>(names.size()))
@@ -144,7 +148,8 @@ std::size_t Weights::lay_out(std::byte* base) {
                           const std::vector<NamedPart>& parts, bool bias) {
     std::vector<std::string> names;
     for (const NamedPart& part : parts) names.push_back(part.name + ".weight");
-    place = make_linear(arena, table_, place, precision_of(layer, names), in, parts, bias, options_.pow2_activations);
+    place = make_linear(arena, table_, place, precision_of(layer, names), in, parts, bias,
+                        options_.pow2_activations);
   };
 
   embedding_ = make_linear(arena, table_, embedding_, Precision::kBF16, hidden,
@@ -164,14 +169,15 @@ std::size_t Weights::lay_out(std::byte* base) {
     linear(layer.o, i, q_rows, {{attention + "o_proj", hidden}}, spec_.attention_output_bias);
     layer.post_norm = vector(prefix + "post_attention_layernorm.weight", hidden);
     linear(layer.gate_up, i, hidden,
-           {{prefix + "mlp.gate_proj", spec_.intermediate_size}, {prefix + "mlp.up_proj", spec_.intermediate_size}},
+           {{prefix + "mlp.gate_proj", spec_.intermediate_size},
+            {prefix + "mlp.up_proj", spec_.intermediate_size}},
            spec_.mlp_bias);
     linear(layer.down, i, spec_.intermediate_size, {{prefix + "mlp.down_proj", hidden}}, spec_.mlp_bias);
   }
   final_norm_ = vector("model.norm.weight", hidden);
   if (!tied_)
-    lm_head_ = make_linear(arena, table_, lm_head_, Precision::kBF16, hidden, {{"lm_head", spec_.vocab_size}}, false,
-                           false);
+    lm_head_ = make_linear(arena, table_, lm_head_, Precision::kBF16, hidden, {{"lm_head", spec_.vocab_size}},
+                           false, false);
   return arena.used();
 }
 
@@ -184,7 +190,8 @@ const WeightEntry* Weights::find(std::string_view name) const {
 void Weights::put(const WeightEntry& entry, const TensorView& tensor, ThreadPool& pool) {
   check_shape(entry, tensor);
   if (tensor.dtype == DType::kF8E4M3)
-    fail("tensor '{}' is F8_E4M3 without scales; FP8 weights need '{}_scale_inv' beside them", entry.name, entry.name);
+    fail("tensor '{}' is F8_E4M3 without scales; FP8 weights need '{}_scale_inv' beside them", entry.name,
+         entry.name);
   if (entry.linear == nullptr) {
     for (std::int64_t c = 0; c < tensor.cols(); ++c) {
       const float value = value_at(tensor, 0, c);
@@ -195,17 +202,20 @@ void Weights::put(const WeightEntry& entry, const TensorView& tensor, ThreadPool
   }
   const LinearWeight& weight = *entry.linear;
   const LinearWeight::Part& part = weight.parts[entry.part];
-  const auto bad = entry.fp8() ? quantize_weight(tensor, options_.scaling, CodeLayout::kTiled,
-                                                 part_data<std::uint8_t>(weight, entry.part),
-                                                 weight.scales + part.scale_row * weight.scale_cols(),
-                                                 weight.scale_cols(), pool)
-                               : store_bf16(tensor, CodeLayout::kTiled, part_data<bf16>(weight, entry.part), pool);
+  const auto bad =
+      entry.fp8()
+          ? quantize_weight(tensor, options_.scaling, CodeLayout::kTiled,
+                            part_data<std::uint8_t>(weight, entry.part),
+                            weight.scales + part.scale_row * weight.scale_cols(), weight.scale_cols(), pool)
+          : store_bf16(tensor, CodeLayout::kTiled, part_data<bf16>(weight, entry.part), pool);
   if (bad) fail_non_finite(entry, tensor, *bad);
 }
 
-void Weights::put_fp8(const WeightEntry& entry, const TensorView& codes, const TensorView& scales, ThreadPool& pool) {
+void Weights::put_fp8(const WeightEntry& entry, const TensorView& codes, const TensorView& scales,
+                      ThreadPool& pool) {
   check_shape(entry, codes);
-  if (entry.linear == nullptr) fail("tensor '{}' is F8_E4M3, but a norm or bias must be bf16 or f32", entry.name);
+  if (entry.linear == nullptr)
+    fail("tensor '{}' is F8_E4M3, but a norm or bias must be bf16 or f32", entry.name);
   const std::int64_t rows = codes.rows();
   const std::int64_t cols = codes.cols();
   const std::vector<std::int64_t> want = {blocks_of(rows), blocks_of(cols)};
@@ -219,7 +229,8 @@ void Weights::put_fp8(const WeightEntry& entry, const TensorView& codes, const T
     for (std::int64_t c = 0; c < scales.cols(); ++c) {
       const float value = value_at(scales, r, c);
       if (!std::isfinite(value) || value <= 0)
-        fail("tensor '{}_scale_inv' holds {} at [{}, {}]; a scale must be positive and finite", entry.name, value, r, c);
+        fail("tensor '{}_scale_inv' holds {} at [{}, {}]; a scale must be positive and finite", entry.name,
+             value, r, c);
       values[static_cast<std::size_t>(r * scales.cols() + c)] = value;
     }
   }
@@ -251,12 +262,14 @@ void Weights::put_fp8(const WeightEntry& entry, const TensorView& codes, const T
   }
 }
 
-void load_checkpoint(const Checkpoint& checkpoint, Weights& weights, ThreadPool& pool, const Progress& progress) {
+void load_checkpoint(const Checkpoint& checkpoint, Weights& weights, ThreadPool& pool,
+                     const Progress& progress) {
   const auto ends_with = [](std::string_view name, std::string_view end) { return name.ends_with(end); };
-  // Names that the model does not need: buffers that old exports carry, the copy of a tied head, and FP8 scales, which
-  // go with their codes.
+  // Names that the model does not need: buffers that old exports carry, the copy of a tied head, and FP8
+  // scales, which go with their codes.
   for (const std::string& name : checkpoint.names()) {
-    if (weights.find(name) != nullptr || ends_with(name, ".rotary_emb.inv_freq") || name == "lm_head.weight") continue;
+    if (weights.find(name) != nullptr || ends_with(name, ".rotary_emb.inv_freq") || name == "lm_head.weight")
+      continue;
     if (ends_with(name, "_scale_inv") && weights.find(name.substr(0, name.size() - 10)) != nullptr) continue;
     fail("the checkpoint holds a tensor '{}' that this architecture does not have; check config.json", name);
   }
@@ -273,7 +286,8 @@ void load_checkpoint(const Checkpoint& checkpoint, Weights& weights, ThreadPool&
     const TensorView tensor = *checkpoint.find(entry.name);
     if (tensor.dtype == DType::kF8E4M3) {
       const auto scales = checkpoint.find(entry.name + "_scale_inv");
-      if (!scales) fail("tensor '{}' is F8_E4M3, but its scales '{}_scale_inv' are missing", entry.name, entry.name);
+      if (!scales)
+        fail("tensor '{}' is F8_E4M3, but its scales '{}_scale_inv' are missing", entry.name, entry.name);
       weights.put_fp8(entry, tensor, *scales, pool);
     } else {
       weights.put(entry, tensor, pool);

@@ -22,9 +22,9 @@ struct WeightOptions {
   Precision precision = Precision::kFP8;
   ScalingOptions scaling;
   bool pow2_activations = false;
-  std::int64_t bf16_first = 0;        // the first and last layers that stay bf16
+  std::int64_t bf16_first = 0;  // the first and last layers that stay bf16
   std::int64_t bf16_last = 0;
-  std::vector<std::string> ignored;   // a linear layer whose HF name contains one of these stays bf16
+  std::vector<std::string> ignored;  // a linear layer whose HF name contains one of these stays bf16
 };
 
 // One HF tensor and its place.
@@ -33,7 +33,7 @@ struct WeightEntry {
   std::vector<std::int64_t> shape;
   LinearWeight* linear = nullptr;  // a matrix: part `part` of `linear`
   std::size_t part = 0;
-  float* vector = nullptr;         // a norm or a bias: FP32, in which bf16 is exact
+  float* vector = nullptr;  // a norm or a bias: FP32, in which bf16 is exact
 
   bool fp8() const { return linear != nullptr && linear->precision == Precision::kFP8; }
 };
@@ -51,7 +51,8 @@ struct LayerWeights {
 
 class Weights {
  public:
-  // Reserves the memory of all weights; nothing is loaded yet. Throws Error where the options do not fit the model.
+  // Reserves the memory of all weights; nothing is loaded yet. Throws Error where the options do not fit the
+  // model.
   Weights(const ModelSpec& spec, const WeightOptions& options);
   Weights(const Weights&) = delete;  // the table points into this object
   Weights& operator=(const Weights&) = delete;
@@ -67,11 +68,12 @@ class Weights {
   const WeightEntry* find(std::string_view name) const;
   std::size_t bytes() const { return buffer_.bytes(); }
 
-  // Writes a tensor (f32, bf16 or f16, of the entry's shape) into its place, quantizing where the entry is FP8.
-  // Throws Error for a wrong shape or dtype, or a value that is not finite (with the tensor's name and the index).
+  // Writes a tensor (f32, bf16 or f16, of the entry's shape) into its place, quantizing where the entry is
+  // FP8. Throws Error for a wrong shape or dtype, or a value that is not finite (with the tensor's name and
+  // the index).
   void put(const WeightEntry& entry, const TensorView& tensor, ThreadPool& pool);
-  // The same from an FP8 checkpoint's codes and scales [ceil(rows/128), ceil(cols/128)] (f32 or bf16), taken as they
-  // are; an entry that is kept in bf16 gets code · scale.
+  // The same from an FP8 checkpoint's codes and scales [ceil(rows/128), ceil(cols/128)] (f32 or bf16), taken
+  // as they are; an entry that is kept in bf16 gets code · scale.
   void put_fp8(const WeightEntry& entry, const TensorView& codes, const TensorView& scales, ThreadPool& pool);
 
  private:
@@ -92,9 +94,10 @@ class Weights {
 // Bytes done of bytes in all.
 using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
 
-// Fills `weights` from an HF folder, bf16 or DeepSeek-style FP8, one tensor at a time; pages that were read are given
-// back, so the checkpoint never stands in memory beside the weights. Throws Error naming a tensor that is missing,
-// unknown, of the wrong shape or dtype, or not finite.
-void load_checkpoint(const Checkpoint& checkpoint, Weights& weights, ThreadPool& pool, const Progress& progress = {});
+// Fills `weights` from an HF folder, bf16 or DeepSeek-style FP8, one tensor at a time; pages that were read
+// are given back, so the checkpoint never stands in memory beside the weights. Throws Error naming a tensor
+// that is missing, unknown, of the wrong shape or dtype, or not finite.
+void load_checkpoint(const Checkpoint& checkpoint, Weights& weights, ThreadPool& pool,
+                     const Progress& progress = {});
 
 }  // namespace octavo

@@ -1,8 +1,9 @@
-// The few operations a dense decoder needs. model/ is written once against this interface; a backend (ops/cpu,
-// ops/cuda) is one class that implements it.
+// The few operations a dense decoder needs. model/ is written once against this interface; a backend
+// (ops/cpu, ops/cuda) is one class that implements it.
 //
-// Shapes are row-major; T is the number of tokens of a step. Every operation computes a token's row from that row
-// alone, in an order that depends on the weights' shape only: what else is in the batch never changes a bit.
+// Shapes are row-major; T is the number of tokens of a step. Every operation computes a token's row from that
+// row alone, in an order that depends on the weights' shape only: what else is in the batch never changes a
+// bit.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +20,9 @@ namespace octavo {
 
 enum class Precision : std::uint8_t { kBF16, kFP8 };
 
-// A weight matrix [out, in] as it lies in the backend's memory: one buffer made of stacked parts (q|k|v, gate|up).
-// A part starts at a row that is a multiple of the backend's tile, and its 128×128 blocks start at its own first row,
-// so that any part can be replaced alone and has the bits that it would have on its own.
+// A weight matrix [out, in] as it lies in the backend's memory: one buffer made of stacked parts (q|k|v,
+// gate|up). A part starts at a row that is a multiple of the backend's tile, and its 128×128 blocks start at
+// its own first row, so that any part can be replaced alone and has the bits that it would have on its own.
 struct LinearWeight {
   struct Part {
     std::int64_t rows = 0;       // rows of the HF tensor
@@ -43,8 +44,8 @@ struct LinearWeight {
   std::int64_t scale_cols() const { return (in + kBlock - 1) / kBlock; }
 };
 
-// The input of a linear layer. For an FP8 layer the values are E4M3 values, held as bf16 on the CPU (exact), with one
-// scale for each 1×128 group; the operation that makes the activation quantizes it on the way out.
+// The input of a linear layer. For an FP8 layer the values are E4M3 values, held as bf16 on the CPU (exact),
+// with one scale for each 1×128 group; the operation that makes the activation quantizes it on the way out.
 struct Activation {
   bf16* data = nullptr;     // [T, cols]
   float* scales = nullptr;  // [T, ceil(cols/128)]; null: plain bf16
@@ -54,7 +55,7 @@ struct Activation {
 
 // One layer's paged KV cache. A block holds `block_size` consecutive positions of one sequence.
 struct KvLayer {
-  void* keys = nullptr;    // backend's layout
+  void* keys = nullptr;  // backend's layout
   void* values = nullptr;
 };
 
@@ -67,20 +68,24 @@ struct KvGeometry {
   // A head's values are padded to a whole vector of 16, and keys take the same room.
   std::int64_t block_elements() const { return num_kv_heads * ((head_dim + 15) / 16 * 16) * block_size; }
   // Bytes of keys (or of values) of one layer.
-  std::size_t layer_bytes() const { return static_cast<std::size_t>(num_blocks * block_elements()) * sizeof(bf16); }
+  std::size_t layer_bytes() const {
+    return static_cast<std::size_t>(num_blocks * block_elements()) * sizeof(bf16);
+  }
 };
 
-// A run of consecutive tokens of one sequence in a step's batch. Prefill chunks and decodes differ in length only.
+// A run of consecutive tokens of one sequence in a step's batch. Prefill chunks and decodes differ in length
+// only.
 struct BatchSpan {
-  std::int64_t first_token = 0;      // index of its first token in the batch
+  std::int64_t first_token = 0;  // index of its first token in the batch
   std::int64_t num_tokens = 0;
-  std::int64_t first_position = 0;   // position of that token in the sequence; the context is what lies before it
+  std::int64_t first_position =
+      0;  // position of that token in the sequence; the context is what lies before it
   const std::int32_t* blocks = nullptr;  // block table: position p lives in blocks[p / block_size]
 };
 
 struct Batch {
-  std::span<const std::int32_t> token_ids;   // [T]
-  std::span<const std::int32_t> positions;   // [T]
+  std::span<const std::int32_t> token_ids;  // [T]
+  std::span<const std::int32_t> positions;  // [T]
   std::span<const BatchSpan> spans;
   std::span<const std::int32_t> logit_rows;  // tokens whose logits are wanted, rising
 };
@@ -106,22 +111,26 @@ class Ops {
 
   virtual std::string name() const = 0;  // "cpu avx512-bf16, 2 threads"
 
-  // residual[t] = embedding row token_ids[t]; the embedding is a bf16 LinearWeight [vocab, hidden] in backend layout.
-  virtual void embed(const LinearWeight& embedding, std::span<const std::int32_t> token_ids, float* residual) = 0;
+  // residual[t] = embedding row token_ids[t]; the embedding is a bf16 LinearWeight [vocab, hidden] in backend
+  // layout.
+  virtual void embed(const LinearWeight& embedding, std::span<const std::int32_t> token_ids,
+                     float* residual) = 0;
 
-  // residual[t] += delta[t] (delta [T, delta_stride] may be null); out[t] = RMSNorm(residual[t]) * weight, in FP32, rounded to bf16 and
-  // then, for an FP8 consumer, quantized. With `rows`, only those tokens are computed and packed, and residual is left.
-  virtual void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride, std::int64_t tokens,
-                            const float* weight, float eps, const Activation& out,
+  // residual[t] += delta[t] (delta [T, delta_stride] may be null); out[t] = RMSNorm(residual[t]) * weight, in
+  // FP32, rounded to bf16 and then, for an FP8 consumer, quantized. With `rows`, only those tokens are
+  // computed and packed, and residual is left.
+  virtual void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride,
+                            std::int64_t tokens, const float* weight, float eps, const Activation& out,
                             std::span<const std::int32_t> rows = {}) = 0;
 
-  // out[t, n] = Σ_k x[t, k] w[n, k] (+ bias[n]); FP8: out = Σ_b sx[t,b] sw[n/128,b] Σ_{k∈b} x w. Rounded to bf16.
+  // out[t, n] = Σ_k x[t, k] w[n, k] (+ bias[n]); FP8: out = Σ_b sx[t,b] sw[n/128,b] Σ_{k∈b} x w. Rounded to
+  // bf16.
   virtual void linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) = 0;
   // The same with an FP32 result, for lm_head: logits[t, 0 … out).
   virtual void logits(const Activation& x, std::int64_t tokens, const LinearWeight& weight, float* out) = 0;
 
-  // In qkv [T, qkv_cols]: optional RMSNorm of every q and k head, rotary embedding (HF's half-split order), then k and v
-  // are written to the cache. Norm weights are [head_dim] or null.
+  // In qkv [T, qkv_cols]: optional RMSNorm of every q and k head, rotary embedding (HF's half-split order),
+  // then k and v are written to the cache. Norm weights are [head_dim] or null.
   virtual void rope_and_store(bf16* qkv, const Batch& batch, const AttentionShape& shape, const float* q_norm,
                               const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv) = 0;
 
@@ -129,9 +138,10 @@ class Ops {
   virtual void attention(const bf16* qkv, const Batch& batch, const AttentionShape& shape, const KvLayer& kv,
                          const Activation& out) = 0;
 
-  // out = silu(gate) * up, where gate_up [T, gate_up_cols] holds `gate` from column 0 and `up` from column up_begin.
-  virtual void silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols, std::int64_t up_begin,
-                        const Activation& out) = 0;
+  // out = silu(gate) * up, where gate_up [T, gate_up_cols] holds `gate` from column 0 and `up` from column
+  // up_begin.
+  virtual void silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols,
+                        std::int64_t up_begin, const Activation& out) = 0;
 
   // Copies the keys and values of one block to another, in every layer given.
   virtual void copy_kv_block(std::span<const KvLayer> layers, const KvGeometry& geometry, std::int32_t from,

@@ -21,7 +21,8 @@ class CpuOps final : public Ops {
     return fmt::format("cpu {}, {} thread{}", name_of(isa_), pool_.size(), pool_.size() == 1 ? "" : "s");
   }
 
-  void embed(const LinearWeight& embedding, std::span<const std::int32_t> token_ids, float* residual) override {
+  void embed(const LinearWeight& embedding, std::span<const std::int32_t> token_ids,
+             float* residual) override {
     const std::int64_t cols = embedding.in;
     for_each_token(static_cast<std::int64_t>(token_ids.size()), [&](std::int64_t t) {
       const std::int64_t row = token_ids[static_cast<std::size_t>(t)];
@@ -87,7 +88,8 @@ class CpuOps final : public Ops {
           task.head = row + shape.k_begin + h * shape.head_dim;
           kernels_.rope(task);
         }
-        store_kv(row, shape, span.blocks[position / KvGeometry::block_size], position % KvGeometry::block_size, kv);
+        store_kv(row, shape, span.blocks[position / KvGeometry::block_size],
+                 position % KvGeometry::block_size, kv);
       });
     }
   }
@@ -99,10 +101,12 @@ class CpuOps final : public Ops {
     const std::int64_t grain = std::max<std::int64_t>(1, count / (8 * pool_.size()));
     pool_.parallel_for(count, grain, [&](std::int64_t begin, std::int64_t end) {
       thread_local std::vector<float> scores;
-      for (std::int64_t i = begin; i < end; ++i) attend(qkv, shape, kv, out, work_[static_cast<std::size_t>(i)], scores);
+      for (std::int64_t i = begin; i < end; ++i)
+        attend(qkv, shape, kv, out, work_[static_cast<std::size_t>(i)], scores);
     });
     if (out.scales != nullptr)
-      for_each_token(static_cast<std::int64_t>(batch.token_ids.size()), [&](std::int64_t t) { quantize(out, t); });
+      for_each_token(static_cast<std::int64_t>(batch.token_ids.size()),
+                     [&](std::int64_t t) { quantize(out, t); });
   }
 
   void silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols, std::int64_t up_begin,
@@ -120,13 +124,15 @@ class CpuOps final : public Ops {
     for (const KvLayer& layer : layers) {
       for (void* side : {layer.keys, layer.values}) {
         auto* base = static_cast<bf16*>(side);
-        std::memcpy(base + to * elements, base + from * elements, static_cast<std::size_t>(elements) * sizeof(bf16));
+        std::memcpy(base + to * elements, base + from * elements,
+                    static_cast<std::size_t>(elements) * sizeof(bf16));
       }
     }
   }
 
  private:
-  // Up to kMaxRows queries that share a KV head: several heads of a group, and of neighbouring tokens in a prefill.
+  // Up to kMaxRows queries that share a KV head: several heads of a group, and of neighbouring tokens in a
+  // prefill.
   struct AttentionWork {
     const BatchSpan* span;
     std::int64_t first_token;  // within the span
@@ -159,8 +165,8 @@ class CpuOps final : public Ops {
     task.tokens = tokens;
     task.weight = &weight;
     const std::int64_t tiles = weight.out / kTileRows;
-    // One chunk a thread where the work is small, several (of whole register blocks) where it is large enough to
-    // be worth balancing.
+    // One chunk a thread where the work is small, several (of whole register blocks) where it is large enough
+    // to be worth balancing.
     const std::int64_t chunks = tokens * weight.in * weight.out > (std::int64_t{1} << 22) ? 8 : 1;
     std::int64_t grain = (tiles + pool_.size() * chunks - 1) / (pool_.size() * chunks);
     if (grain > 4) grain = (grain + 3) / 4 * 4;
@@ -201,7 +207,8 @@ class CpuOps final : public Ops {
       for (std::int64_t t = 0; t < span.num_tokens; t += tokens)
         for (std::int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head)
           for (std::int64_t h = 0; h < group; h += heads)
-            work_.push_back({&span, t, std::min(tokens, span.num_tokens - t), kv_head, h, std::min(heads, group - h)});
+            work_.push_back(
+                {&span, t, std::min(tokens, span.num_tokens - t), kv_head, h, std::min(heads, group - h)});
   }
 
   void attend(const bf16* qkv, const AttentionShape& shape, const KvLayer& kv, const Activation& out,

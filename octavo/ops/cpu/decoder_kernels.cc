@@ -1,5 +1,5 @@
-// Everything of a decoder layer that is not a linear layer: RMSNorm, rotary embedding, attention, SiLU·mul and the
-// activation quantizer. Written on V16, so every instruction set gives the same bits.
+// Everything of a decoder layer that is not a linear layer: RMSNorm, rotary embedding, attention, SiLU·mul
+// and the activation quantizer. Written on V16, so every instruction set gives the same bits.
 #include <algorithm>
 #include <cmath>
 
@@ -73,7 +73,8 @@ void rms_norm(const RmsNormTask& task) {
 void rope(const RopeTask& task) {
   const std::int64_t half = task.head_dim / 2;
   float scale = 1.0F;
-  if (task.norm != nullptr) scale = inverse_rms(sum_of_squares(task.head, task.head_dim), task.head_dim, task.eps);
+  if (task.norm != nullptr)
+    scale = inverse_rms(sum_of_squares(task.head, task.head_dim), task.head_dim, task.eps);
   for (std::int64_t i = 0; i < half; i += 16) {
     const int count = static_cast<int>(std::min<std::int64_t>(16, half - i));
     V16 a = load_partial(task.head + i, count);
@@ -115,8 +116,8 @@ void quantize_row(bf16* row, std::int64_t cols, float* scales, bool pow2) {
     std::uint32_t amax = 0;
     for (const float lane : lanes) amax = std::max(amax, std::bit_cast<std::uint32_t>(lane));
 
-    const Scale scale =
-        scale_from_amax(std::bit_cast<float>(amax), ScalingOptions{.pow2 = pow2, .formula = ScaleFormula::kDivide});
+    const Scale scale = scale_from_amax(std::bit_cast<float>(amax),
+                                        ScalingOptions{.pow2 = pow2, .formula = ScaleFormula::kDivide});
     scales[begin / kBlock] = scale.scale;
     const V16 multiplier = set1(scale.multiplier);
     for (i = 0; i + 16 <= count; i += 16) store(group + i, round_to_e4m3(load(group + i) * multiplier));
@@ -129,8 +130,8 @@ void quantize_row(bf16* row, std::int64_t cols, float* scales, bool pow2) {
 
 namespace {
 
-// scores[r][p] = scale · q[r] · k[p] for the keys of up to `Blocks` cache blocks from block `first`, R queries at once.
-// Keys lie as weight tiles do: sixteen positions, two dimensions interleaved.
+// scores[r][p] = scale · q[r] · k[p] for the keys of up to `Blocks` cache blocks from block `first`, R
+// queries at once. Keys lie as weight tiles do: sixteen positions, two dimensions interleaved.
 template <int R>
 void score_rows(const AttentionTask& task, int row, const float (*query)[256], std::int64_t blocks) {
   const std::int64_t pairs = task.head_dim / 2;
@@ -178,7 +179,8 @@ void weighted_values(const AttentionTask& task, int row, std::int64_t dim, const
   for (auto& lanes : acc)
     for (V16& lane : lanes) lane = zero();
   const auto value_row = [&](std::int64_t position) {
-    return task.values + task.blocks[position / 16] * task.block_stride + position % 16 * task.padded_head_dim + dim;
+    return task.values + task.blocks[position / 16] * task.block_stride +
+           position % 16 * task.padded_head_dim + dim;
   };
   for (std::int64_t begin = 0; begin < shared; begin += 16) {
     const bf16* values = value_row(begin);

@@ -12,13 +12,13 @@
   namespace ns {                  \
   void linear(const LinearTask&); \
   }
-#define OCTAVO_DECLARE_DECODER(ns)                                     \
-  namespace ns {                                                       \
-  void rms_norm(const RmsNormTask&);                                   \
-  void rope(const RopeTask&);                                          \
-  void attention(const AttentionTask&);                                \
-  void silu_mul(const bf16*, const bf16*, std::int64_t, bf16*);        \
-  void quantize_row(bf16*, std::int64_t, float*, bool);                \
+#define OCTAVO_DECLARE_DECODER(ns)                              \
+  namespace ns {                                                \
+  void rms_norm(const RmsNormTask&);                            \
+  void rope(const RopeTask&);                                   \
+  void attention(const AttentionTask&);                         \
+  void silu_mul(const bf16*, const bf16*, std::int64_t, bf16*); \
+  void quantize_row(bf16*, std::int64_t, float*, bool);         \
   }
 
 namespace octavo {
@@ -36,10 +36,10 @@ OCTAVO_DECLARE_LINEAR(amxbf16)
 
 namespace {
 
-#define OCTAVO_KERNELS(linear_ns, decoder_ns)                                                    \
-  Kernels {                                                                                      \
-    linear_ns::linear, decoder_ns::rms_norm, decoder_ns::rope, decoder_ns::attention,            \
-        decoder_ns::silu_mul, decoder_ns::quantize_row                                           \
+#define OCTAVO_KERNELS(linear_ns, decoder_ns)                                                               \
+  Kernels {                                                                                                 \
+    linear_ns::linear, decoder_ns::rms_norm, decoder_ns::rope, decoder_ns::attention, decoder_ns::silu_mul, \
+        decoder_ns::quantize_row                                                                            \
   }
 
 constexpr Kernels kPortable = OCTAVO_KERNELS(portable, portable);

@@ -1,5 +1,5 @@
-// The CPU kernels as a table of functions, one table an instruction set. Kernels are pure: they read and write what
-// their task names, start no threads, and know nothing of batches or models.
+// The CPU kernels as a table of functions, one table an instruction set. Kernels are pure: they read and
+// write what their task names, start no threads, and know nothing of batches or models.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,8 @@
 
 namespace octavo {
 
-// Tiles [tile_begin, tile_end) of out[m, n] = Σ_k x[m, k] w[n, k] for all `tokens` rows. A tile is 16 weight rows.
+// Tiles [tile_begin, tile_end) of out[m, n] = Σ_k x[m, k] w[n, k] for all `tokens` rows. A tile is 16 weight
+// rows.
 struct LinearTask {
   const bf16* x = nullptr;  // [tokens, weight.in]
   const float* x_scales = nullptr;
@@ -49,7 +50,7 @@ struct AttentionTask {
   bf16* out[kMaxRows] = {};
   std::int64_t context[kMaxRows] = {};  // keys that the row sees: positions [0, context)
   const std::int32_t* blocks = nullptr;
-  const bf16* keys = nullptr;    // of this KV head in block 0; a block is `block_stride` elements on
+  const bf16* keys = nullptr;  // of this KV head in block 0; a block is `block_stride` elements on
   const bf16* values = nullptr;
   std::int64_t block_stride = 0;
   std::int64_t head_dim = 0;
@@ -70,12 +71,13 @@ struct Kernels {
   void (*quantize_row)(bf16* row, std::int64_t cols, float* scales, bool pow2);
 };
 
-// The table of a supported instruction set. FP8 and bf16 results are the same bits for all but amx-bf16, whose tile
-// multiply adds in another order.
+// The table of a supported instruction set. FP8 and bf16 results are the same bits for all but amx-bf16,
+// whose tile multiply adds in another order.
 const Kernels& kernels_for(Isa isa);
 
-// The table to use where nobody asks for one: OCTAVO_ISA if set, else the fastest. VDPBF16PS runs at a quarter of the
-// FMA rate on some processors and at full rate on others, so where both give the same bits a 100 µs trial decides.
+// The table to use where nobody asks for one: OCTAVO_ISA if set, else the fastest. VDPBF16PS runs at a
+// quarter of the FMA rate on some processors and at full rate on others, so where both give the same bits a
+// 100 µs trial decides.
 Isa fastest_isa();
 
 }  // namespace octavo

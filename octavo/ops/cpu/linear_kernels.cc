@@ -1,14 +1,15 @@
 // The linear layer: out = x · wᵀ for block-scaled FP8 and for bf16 weights.
 //
-// Weights lie in tiles of 16 rows, two columns interleaved (quant/code_layout.h). For each 128 columns of K a few
-// tiles are decoded into a panel that stays in L1, and all tokens are run against it: the decoding is paid once for
-// all tokens, and one token or a thousand go through the same arithmetic:
+// Weights lie in tiles of 16 rows, two columns interleaved (quant/code_layout.h). For each 128 columns of K a
+// few tiles are decoded into a panel that stays in L1, and all tokens are run against it: the decoding is
+// paid once for all tokens, and one token or a thousand go through the same arithmetic:
 //
 //   acc[n]   = Σ over the pairs of the block, odd column first, then even     (FP32; the order of VDPBF16PS)
 //   total[n] = fma(acc[n], x_scale · w_scale, total[n])                        (bf16: total[n] + acc[n])
 //
-// Products of bf16 (and of E4M3) values are exact in FP32, so multiply-add and fused multiply-add agree, and portable,
-// AVX2, AVX-512 and AVX512-BF16 give the same bits. AMX adds even and odd columns apart and is only close.
+// Products of bf16 (and of E4M3) values are exact in FP32, so multiply-add and fused multiply-add agree, and
+// portable, AVX2, AVX-512 and AVX512-BF16 give the same bits. AMX adds even and odd columns apart and is only
+// close.
 #include <algorithm>
 #include <cstring>
 
@@ -34,8 +35,8 @@ using PanelElement = float;  // a pair is 16 floats of the odd column, then 16 o
 #endif
 constexpr std::int64_t kPairElements = 32;
 
-// Register blocks: tokens × tiles. The wide form is for one or two tokens, where only many independent tiles can hide
-// the latency of the multiply-add.
+// Register blocks: tokens × tiles. The wide form is for one or two tokens, where only many independent tiles
+// can hide the latency of the multiply-add.
 #if OCTAVO_ISA_portable
 constexpr int kRows = 2, kTiles = 1, kWideRows = 1, kWideTiles = 2;
 #elif OCTAVO_ISA_avx2
@@ -52,8 +53,8 @@ alignas(64) constexpr std::uint16_t kSubnormalBits[32] = {
 
 #if OCTAVO_BF16_PANEL
 
-// E4M3 to bf16. A normal code's exponent and mantissa move up by four bits and gain a bias of 120. Subnormals are
-// looked up: the hardware's dot product reads a bf16 subnormal as zero, so scaling would lose them.
+// E4M3 to bf16. A normal code's exponent and mantissa move up by four bits and gain a bias of 120. Subnormals
+// are looked up: the hardware's dot product reads a bf16 subnormal as zero, so scaling would lose them.
 void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement* panel) {
   const __m512i table = _mm512_loadu_si512(kSubnormalBits);
   const __m512i magnitude = _mm512_set1_epi16(static_cast<short>(0x87f0));
@@ -66,8 +67,9 @@ void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement
     const __m512i normal = _mm512_add_epi16(_mm512_and_si512(_mm512_slli_epi16(wide, 4), magnitude), bias);
     // With exponent 0 the low five bits of (wide | sign >> 11) are sign·16 + m.
     const __mmask32 subnormal = _mm512_testn_epi16_mask(wide, exponent);
-    const __m512i index = _mm512_or_si512(_mm512_and_si512(wide, _mm512_set1_epi16(7)),
-                                          _mm512_and_si512(_mm512_srli_epi16(wide, 11), _mm512_set1_epi16(16)));
+    const __m512i index =
+        _mm512_or_si512(_mm512_and_si512(wide, _mm512_set1_epi16(7)),
+                        _mm512_and_si512(_mm512_srli_epi16(wide, 11), _mm512_set1_epi16(16)));
     _mm512_storeu_si512(panel + p * kPairElements,
                         _mm512_mask_permutexvar_epi16(normal, subnormal, index, table));
   }
@@ -75,8 +77,8 @@ void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement
 
 #else
 
-// E4M3 to FP32: sign and the seven other bits go to their FP32 places, and one exact multiplication mends the exponent
-// bias (7 against 127) for normals and subnormals alike.
+// E4M3 to FP32: sign and the seven other bits go to their FP32 places, and one exact multiplication mends the
+// exponent bias (7 against 127) for normals and subnormals alike.
 void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement* panel) {
   const V16 rebias = set1(0x1p120F);
   const I16 sign = iset1(static_cast<std::int32_t>(0x80000000U));
@@ -296,8 +298,8 @@ void multiply(const Block& block, std::int64_t tokens, int tiles) {
 
 #endif
 
-void write_output(const LinearTask& task, const float* totals, std::int64_t totals_stride, std::int64_t token_begin,
-                  std::int64_t tokens, std::int64_t tile, int tiles) {
+void write_output(const LinearTask& task, const float* totals, std::int64_t totals_stride,
+                  std::int64_t token_begin, std::int64_t tokens, std::int64_t tile, int tiles) {
   const LinearWeight& weight = *task.weight;
   for (std::int64_t m = 0; m < tokens; ++m) {
     for (int t = 0; t < tiles; ++t) {
@@ -322,8 +324,9 @@ void linear(const LinearTask& task) {
   const std::int64_t tile_elements = weight.in * kTileRows;  // `in` is even
 
   alignas(64) PanelElement panel[kPanelTiles * kPairs * kPairElements];
-  alignas(64) float totals[kTokenChunk * kTiles * 16 > kWideRows * kWideTiles * 16 ? kTokenChunk * kTiles * 16
-                                                                                    : kWideRows * kWideTiles * 16];
+  alignas(
+      64) float totals[kTokenChunk * kTiles * 16 > kWideRows * kWideTiles * 16 ? kTokenChunk * kTiles * 16
+                                                                               : kWideRows * kWideTiles * 16];
   float w_scales[kPanelTiles];
 
   for (std::int64_t begin = 0; begin < task.tokens; begin += kTokenChunk) {
@@ -347,10 +350,12 @@ void linear(const LinearTask& task) {
         block.panel = panel;
         block.panel_stride = kPairs * kPairElements;
         if (fp8) {
-          const auto* codes = static_cast<const std::uint8_t*>(weight.data) + tile * tile_elements + k * kTileRows;
+          const auto* codes =
+              static_cast<const std::uint8_t*>(weight.data) + tile * tile_elements + k * kTileRows;
           for (int t = 0; t < tiles; ++t) {
             decode_fp8_tile(codes + t * tile_elements, block.pairs, panel + t * block.panel_stride);
-            w_scales[t] = weight.scales[weight.scale_rows[static_cast<std::size_t>(tile + t)] * k_blocks + kb];
+            w_scales[t] =
+                weight.scales[weight.scale_rows[static_cast<std::size_t>(tile + t)] * k_blocks + kb];
           }
           block.x_scales = task.x_scales + begin * k_blocks + kb;
           block.x_scales_stride = k_blocks;

@@ -1,7 +1,8 @@
 // Every kernel of every instruction set that this machine has, against plain double-precision references.
 //
 // Tolerances are derived. With u = 2^-24 (FP32) and h = 2^-8 (half a bf16 step, relative):
-//   a sum of n FP32 products and additions is off by at most n·u·Σ|terms|; rounding the result to bf16 adds h·|result|.
+//   a sum of n FP32 products and additions is off by at most n·u·Σ|terms|; rounding the result to bf16 adds
+//   h·|result|.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -58,8 +59,8 @@ struct TestWeight {
   std::vector<float> bias;
 };
 
-TestWeight make_weight(Random& random, std::int64_t in, const std::vector<std::int64_t>& part_rows, Precision precision,
-                       bool bias, ThreadPool& pool) {
+TestWeight make_weight(Random& random, std::int64_t in, const std::vector<std::int64_t>& part_rows,
+                       Precision precision, bool bias, ThreadPool& pool) {
   TestWeight t;
   t.weight.precision = precision;
   t.weight.in = in;
@@ -88,8 +89,9 @@ TestWeight make_weight(Random& random, std::int64_t in, const std::vector<std::i
       extract_codes(CodeLayout::kTiled, codes, part.rows, in, dense.data(), pool);
       for (std::int64_t r = 0; r < part.rows; ++r)
         for (std::int64_t c = 0; c < in; ++c)
-          values[r * in + c] = static_cast<double>(e4m3_to_float(dense[static_cast<std::size_t>(r * in + c)])) *
-                               scales[r / kBlock * k_blocks + c / kBlock];
+          values[r * in + c] =
+              static_cast<double>(e4m3_to_float(dense[static_cast<std::size_t>(r * in + c)])) *
+              scales[r / kBlock * k_blocks + c / kBlock];
     } else {
       EXPECT_FALSE(store_bf16(view, CodeLayout::kTiled, t.tiled.data() + part.row_begin * in, pool));
       for (std::size_t i = 0; i < source.size(); ++i) values[i] = to_float(source[i]);
@@ -117,7 +119,8 @@ class OpsTest : public testing::TestWithParam<Isa> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Isa, OpsTest,
-                         testing::Values(Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmxBf16),
+                         testing::Values(Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16,
+                                         Isa::kAmxBf16),
                          [](const auto& test) {
                            std::string name(name_of(test.param));
                            std::replace(name.begin(), name.end(), '-', '_');
@@ -133,7 +136,8 @@ TEST_P(OpsTest, LinearMatchesTheFormula) {
     const Precision precision = round % 2 == 0 ? Precision::kFP8 : Precision::kBF16;
     const bool fp8 = precision == Precision::kFP8;
     TestWeight w = make_weight(random_, in, parts, precision, round % 5 == 0, pool_);
-    SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " in " << in << " tokens " << tokens << " fp8 " << fp8);
+    SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " in " << in << " tokens " << tokens
+                                    << " fp8 " << fp8);
 
     auto x = random_.values(tokens * in);
     const std::int64_t k_blocks = blocks_of(in);
@@ -154,13 +158,15 @@ TEST_P(OpsTest, LinearMatchesTheFormula) {
           double want = w.bias.empty() ? 0.0 : w.bias[static_cast<std::size_t>(n)];
           double norm = std::fabs(want);
           for (std::int64_t k = 0; k < in; ++k) {
-            const double term = to_float(x[static_cast<std::size_t>(t * in + k)]) *
-                                static_cast<double>(x_scales[static_cast<std::size_t>(t * k_blocks + k / kBlock)]) *
-                                w.values[static_cast<std::size_t>(n * in + k)];
+            const double term =
+                to_float(x[static_cast<std::size_t>(t * in + k)]) *
+                static_cast<double>(x_scales[static_cast<std::size_t>(t * k_blocks + k / kBlock)]) *
+                w.values[static_cast<std::size_t>(n * in + k)];
             want += term;
             norm += std::fabs(term);
           }
-          // 128 additions in a block, one scaling (two roundings of the scale product and the fma), k_blocks totals.
+          // 128 additions in a block, one scaling (two roundings of the scale product and the fma), k_blocks
+          // totals.
           const double tolerance = static_cast<double>(std::min(in, kBlock) + k_blocks + 4) * kU * norm;
           const std::size_t at = static_cast<std::size_t>(t * w.weight.out + n);
           ASSERT_NEAR(out[at], want, tolerance) << t << ", " << n;
@@ -187,8 +193,8 @@ TEST_P(OpsTest, ATokensRowDoesNotDependOnTheOthers) {
     for (const std::int64_t first : {0, 3, 100, 260}) {
       for (const std::int64_t count : {1, 2, 3}) {
         std::vector<float> some(static_cast<std::size_t>(count * w.weight.out), NAN);
-        ops->logits({x.data() + first * 576, fp8 ? scales.data() + first * 5 : nullptr, 576, false}, count, w.weight,
-                    some.data());
+        ops->logits({x.data() + first * 576, fp8 ? scales.data() + first * 5 : nullptr, 576, false}, count,
+                    w.weight, some.data());
         EXPECT_EQ(0, std::memcmp(some.data(), all.data() + first * w.weight.out, some.size() * sizeof(float)))
             << first << " " << count;
       }
@@ -207,7 +213,8 @@ TEST_P(OpsTest, SameBitsAsPortable) {
     auto scales_portable = scales;
     for (std::int64_t t = 0; fp8 && t < 17; ++t) {
       kernels().quantize_row(x.data() + t * 1000, 1000, scales.data() + t * 8, true);
-      kernels_for(Isa::kPortable).quantize_row(x_portable.data() + t * 1000, 1000, scales_portable.data() + t * 8, true);
+      kernels_for(Isa::kPortable)
+          .quantize_row(x_portable.data() + t * 1000, 1000, scales_portable.data() + t * 8, true);
     }
     EXPECT_EQ(0, std::memcmp(x.data(), x_portable.data(), x.size() * sizeof(bf16)));
     std::vector<float> got(static_cast<std::size_t>(17 * w.weight.out));
@@ -252,7 +259,8 @@ TEST_P(OpsTest, QuantizeRowAgreesWithTheReferenceQuantizer) {
     const bool pow2 = round % 2 == 0;
     std::vector<std::uint8_t> codes(row.size());
     std::vector<float> want_scales(static_cast<std::size_t>(blocks_of(cols)));
-    quantize_activations({row.data(), DType::kBF16, {1, cols}, 0}, {.pow2 = pow2}, codes.data(), want_scales.data());
+    quantize_activations({row.data(), DType::kBF16, {1, cols}, 0}, {.pow2 = pow2}, codes.data(),
+                         want_scales.data());
     std::vector<float> scales(want_scales.size());
     kernels().quantize_row(row.data(), cols, scales.data(), pow2);
     for (std::size_t b = 0; b < scales.size(); ++b)
@@ -313,7 +321,8 @@ TEST_P(OpsTest, SiluMul) {
   const std::int64_t cols = 333;
   const auto gate_up = random_.values(3 * (336 + cols), 8.0F);
   std::vector<bf16> out(static_cast<std::size_t>(3 * cols), bf16{0x7fc0});
-  make_cpu_ops(pool_, GetParam())->silu_mul(gate_up.data(), 3, 336 + cols, 336, {out.data(), nullptr, cols, false});
+  make_cpu_ops(pool_, GetParam())
+      ->silu_mul(gate_up.data(), 3, 336 + cols, 336, {out.data(), nullptr, cols, false});
   for (std::int64_t t = 0; t < 3; ++t) {
     for (std::int64_t c = 0; c < cols; ++c) {
       const double g = to_float(gate_up[static_cast<std::size_t>(t * (336 + cols) + c)]);
@@ -326,8 +335,8 @@ TEST_P(OpsTest, SiluMul) {
   }
 }
 
-// Rope, cache and attention together: random head counts, context split into earlier steps and this one, several
-// sequences with shuffled blocks, a cache full of NaN where nothing was written.
+// Rope, cache and attention together: random head counts, context split into earlier steps and this one,
+// several sequences with shuffled blocks, a cache full of NaN where nothing was written.
 TEST_P(OpsTest, PagedAttentionMatchesPlainAttention) {
   for (int round = 0; round < 12; ++round) {
     const std::int64_t kv_heads = random_.in(1, 3);
@@ -370,7 +379,8 @@ TEST_P(OpsTest, PagedAttentionMatchesPlainAttention) {
     }
     std::vector<std::int64_t> done(lengths.size(), 0);
     std::vector<std::vector<float>> got(lengths.size());
-    for (std::size_t s = 0; s < lengths.size(); ++s) got[s].assign(static_cast<std::size_t>(lengths[s] * heads * dim), NAN);
+    for (std::size_t s = 0; s < lengths.size(); ++s)
+      got[s].assign(static_cast<std::size_t>(lengths[s] * heads * dim), NAN);
     for (bool more = true; more;) {
       std::vector<bf16> qkv;
       std::vector<std::int32_t> ids;
@@ -391,8 +401,8 @@ TEST_P(OpsTest, PagedAttentionMatchesPlainAttention) {
       }
       const Batch batch{ids, positions, spans, {}};
       std::vector<bf16> out(ids.size() * static_cast<std::size_t>(heads * dim), bf16{0x7fc0});
-      ops->rope_and_store(qkv.data(), batch, shape, norm ? q_norm.data() : nullptr, norm ? k_norm.data() : nullptr, 1e-6F,
-                          {cos.data(), sin.data()}, kv);
+      ops->rope_and_store(qkv.data(), batch, shape, norm ? q_norm.data() : nullptr,
+                          norm ? k_norm.data() : nullptr, 1e-6F, {cos.data(), sin.data()}, kv);
       ops->attention(qkv.data(), batch, shape, kv, {out.data(), nullptr, heads * dim, false});
       for (std::size_t i = 0; i < spans.size(); ++i) {
         const std::size_t s = owners[i];
@@ -406,8 +416,8 @@ TEST_P(OpsTest, PagedAttentionMatchesPlainAttention) {
     }
 
     for (std::size_t s = 0; s < lengths.size(); ++s) {
-      // Rotated (and normed) heads in double, rounded to bf16 as the cache holds them. One bf16 step of q or k
-      // either way (the reference may round the other way at a tie) is inside the tolerance below.
+      // Rotated (and normed) heads in double, rounded to bf16 as the cache holds them. One bf16 step of q or
+      // k either way (the reference may round the other way at a tie) is inside the tolerance below.
       const auto head = [&](std::int64_t position, std::int64_t begin, const float* weight) {
         std::vector<double> x(static_cast<std::size_t>(dim));
         double squares = 0;
@@ -418,7 +428,8 @@ TEST_P(OpsTest, PagedAttentionMatchesPlainAttention) {
         }
         if (weight != nullptr)
           for (std::int64_t d = 0; d < dim; ++d)
-            x[static_cast<std::size_t>(d)] *= weight[d] / std::sqrt(squares / static_cast<double>(dim) + 1e-6);
+            x[static_cast<std::size_t>(d)] *=
+                weight[d] / std::sqrt(squares / static_cast<double>(dim) + 1e-6);
         std::vector<double> y(x.size());
         for (std::int64_t d = 0; d < half; ++d) {
           const double a = x[static_cast<std::size_t>(d)];
@@ -444,7 +455,8 @@ TEST_P(OpsTest, PagedAttentionMatchesPlainAttention) {
             double score = 0;
             double absolute = 0;
             for (std::int64_t d = 0; d < dim; ++d) {
-              score += q[static_cast<std::size_t>(d)] * k[static_cast<std::size_t>(j)][static_cast<std::size_t>(d)];
+              score += q[static_cast<std::size_t>(d)] *
+                       k[static_cast<std::size_t>(j)][static_cast<std::size_t>(d)];
               absolute += std::fabs(q[static_cast<std::size_t>(d)] *
                                     k[static_cast<std::size_t>(j)][static_cast<std::size_t>(d)]);
             }
@@ -456,20 +468,22 @@ TEST_P(OpsTest, PagedAttentionMatchesPlainAttention) {
           // A score is off by dim·u of its norm, plus one element of q and of k that rounded the other way
           // (2·2^-8 of one term, and no term exceeds the norm, of which it is about 4/dim on such data).
           const double score_error =
-              norm_qk * (static_cast<double>(dim) * kU + 2 * 2 * kHalfBf16 * std::min(1.0, 8.0 / static_cast<double>(dim)));
+              norm_qk * (static_cast<double>(dim) * kU +
+                         2 * 2 * kHalfBf16 * std::min(1.0, 8.0 / static_cast<double>(dim)));
           for (std::int64_t d = 0; d < dim; ++d) {
             double want = 0;
             double spread = 0;
             for (std::int64_t j = 0; j <= p; ++j) {
-              const double v =
-                  to_float(rows[s][static_cast<std::size_t>(j * shape.qkv_cols + shape.v_begin + h / group * dim + d)]);
+              const double v = to_float(rows[s][static_cast<std::size_t>(j * shape.qkv_cols + shape.v_begin +
+                                                                         h / group * dim + d)]);
               want += weights[static_cast<std::size_t>(j)] / total * v;
               spread += weights[static_cast<std::size_t>(j)] / total * std::fabs(v);
             }
             const double tolerance = kHalfBf16 * std::fabs(want) +
                                      spread * (2 * score_error + (static_cast<double>(p) + 20) * kU + 2e-7);
             ASSERT_NEAR(got[s][static_cast<std::size_t>((p * heads + h) * dim + d)], want, tolerance)
-                << "seed " << random_.seed() << " round " << round << " position " << p << " head " << h << " dim " << dim;
+                << "seed " << random_.seed() << " round " << round << " position " << p << " head " << h
+                << " dim " << dim;
           }
         }
       }

@@ -1,0 +1,190 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <random>
+
+#include "cli/commands.h"
+#include "cli/jsonl.h"
+#include "cli/progress.h"
+#include "cli/session.h"
+
+namespace octavo {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  ModelFlags model;
+  std::int64_t prompt = 512;
+  std::int64_t context = 64;
+  std::int64_t tokens = 64;
+  std::vector<std::int64_t> batches = {1, 8, 32};
+  int repeat = 3;
+  bool json = false;
+};
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+Request random_request(std::mt19937& random, std::int64_t vocab, std::int64_t prompt, std::int64_t tokens) {
+  Request request;
+  std::uniform_int_distribution<std::int32_t> id(0, static_cast<std::int32_t>(vocab - 1));
+  for (std::int64_t i = 0; i < prompt; ++i) request.prompt_ids.push_back(id(random));
+  request.sampling.max_tokens = tokens;
+  request.sampling.ignore_eos = true;
+  request.sampling.seed = random();
+  return request;
+}
+
+// Prompt tokens a second, from submission to the first token.
+double prefill_rate(Engine& engine, std::mt19937& random, const Options& options) {
+  const auto start = Clock::now();
+  engine.generate({random_request(random, engine.spec().vocab_size, options.prompt, 1)});
+  return static_cast<double>(options.prompt) / seconds_since(start);
+}
+
+// Sampled tokens a second while all `batch` sequences run: from the moment when the last has its first token
+// to the moment when the first ends.
+double decode_rate(Engine& engine, std::mt19937& random, const Options& options, std::int64_t batch) {
+  std::vector<Request> requests;
+  for (std::int64_t i = 0; i < batch; ++i)
+    requests.push_back(random_request(random, engine.spec().vocab_size, options.context, options.tokens + 1));
+  std::int64_t started = 0;
+  std::int64_t counted = 0;
+  bool over = false;
+  Clock::time_point begin;
+  Clock::time_point end;
+  std::vector<std::string> seen;
+  engine.generate(std::move(requests), [&](const Event& event) {
+    if (over || !event.token_id) return;
+    const auto now = Clock::now();
+    if (started == batch) {
+      ++counted;
+      end = now;
+      over = event.finished != nullptr;
+      return;
+    }
+    if (std::find(seen.begin(), seen.end(), event.request_id) != seen.end()) return;
+    seen.emplace_back(event.request_id);
+    if (++started == batch) begin = end = now;
+  });
+  return static_cast<double>(counted) / std::chrono::duration<double>(end - begin).count();
+}
+
+// Bytes a second of a plain read of memory well beyond the caches, by all threads: the ceiling of a decode
+// step.
+double read_bandwidth(ThreadPool& pool) {
+  constexpr std::int64_t kWords = std::int64_t{64} << 20;  // 512 MiB
+  constexpr std::int64_t kLanes = 8;
+  Buffer buffer(static_cast<std::size_t>(kWords) * 8);
+  auto* words = buffer.data<std::uint64_t>();
+  for (std::int64_t i = 0; i < kWords; ++i) words[i] = static_cast<std::uint64_t>(i);
+  std::atomic<std::uint64_t> sink = 0;
+  double best = 0;
+  for (int run = 0; run < 5; ++run) {
+    const auto start = Clock::now();
+    pool.parallel_for(kWords, kWords / (8 * pool.size()), [&](std::int64_t first, std::int64_t last) {
+      std::uint64_t lanes[kLanes] = {};
+      for (std::int64_t i = first; i + kLanes <= last; i += kLanes)
+        for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += words[i + lane];
+      for (const std::uint64_t lane : lanes) sink += lane;
+    });
+    best = std::max(best, static_cast<double>(kWords * 8) / seconds_since(start));
+  }
+  return best;
+}
+
+void run(const Options& options) {
+  EngineOptions engine_options;
+  engine_options.max_sequences = *std::max_element(options.batches.begin(), options.batches.end());
+  engine_options.max_batch_tokens = std::max<std::int64_t>(512, engine_options.max_sequences);
+  engine_options.prefix_cache = false;  // every prompt is to be computed
+  Session session(options.model, engine_options, false);
+  const double bandwidth = read_bandwidth(session.pool);
+
+  std::mt19937 random(1);
+  ProgressBar progress("measuring");
+  const auto rounds = static_cast<std::int64_t>(options.batches.size() + 1) * (options.repeat + 1);
+  std::int64_t round = 0;
+  // The first run of each warms up and is not counted.
+  const auto measure = [&](auto&& once) {
+    std::vector<double> rates;
+    for (int i = 0; i <= options.repeat; ++i) {
+      const double rate = once();
+      if (i > 0) rates.push_back(rate);
+      progress.update(++round, rounds);
+    }
+    return median(rates);
+  };
+  const double prefill = measure([&] { return prefill_rate(*session.engine, random, options); });
+  std::vector<double> decode;
+  for (const std::int64_t batch : options.batches)
+    decode.push_back(measure([&] { return decode_rate(*session.engine, random, options, batch); }));
+
+  const auto streamed = static_cast<double>(session.bytes_per_step);
+  if (options.json) {
+    nlohmann::ordered_json line = {{"backend", session.backend},
+                                   {"precision", options.model.precision},
+                                   {"weight_bytes", session.weight_bytes},
+                                   {"read_bytes_per_second", bandwidth},
+                                   {"prompt", options.prompt},
+                                   {"prefill_tokens_per_second", prefill},
+                                   {"context", options.context},
+                                   {"decode", nlohmann::ordered_json::array()}};
+    for (std::size_t i = 0; i < decode.size(); ++i)
+      line["decode"].push_back({{"sequences", options.batches[i]}, {"tokens_per_second", decode[i]}});
+    fmt::print("{}\n", dump_line(line));
+    return;
+  }
+  fmt::print("{}, {}, weights {:.1f} MB, plain read {:.1f} GB/s\n\n", session.backend,
+             options.model.precision, static_cast<double>(session.weight_bytes) / 1e6, bandwidth / 1e9);
+  fmt::print("{:<28} {:>10}\n", "", "tokens/s");
+  fmt::print("{:<28} {:>10.1f}\n", fmt::format("prompt of {}", options.prompt), prefill);
+  for (std::size_t i = 0; i < decode.size(); ++i) {
+    fmt::print("{:<28} {:>10.1f}",
+               fmt::format("decode, {} sequence{}", options.batches[i], options.batches[i] == 1 ? "" : "s"),
+               decode[i]);
+    if (options.batches[i] == 1)
+      fmt::print("   weights read at {:.1f} GB/s, {:.0f} % of a plain read", decode[i] * streamed / 1e9,
+                 decode[i] * streamed / bandwidth * 100);
+    fmt::print("\n");
+  }
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("bench", "Measure prefill and decode throughput");
+  command->footer(
+      "Random prompts, sampling at temperature 1 with log-probabilities; medians of --repeat runs after one "
+      "that is not counted.");
+  options->model.add_to(*command);
+  command->add_option("--prompt-tokens", options->prompt, "Prompt of the prefill measurement")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--context", options->context, "Prompt of each decoding sequence")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--tokens", options->tokens, "Tokens decoded by each sequence")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--batch", options->batches, "Numbers of sequences decoded together")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--repeat", options->repeat, "Runs of each measurement")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_flag("--json", options->json, "One line of JSON");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace octavo

@@ -1,0 +1,37 @@
+// The subcommands of `octavo`. Each adds its flags to the parser and runs when chosen.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "octavo/model/weights.h"
+
+namespace octavo {
+
+// Flags that every command with a loaded model shares.
+struct ModelFlags {
+  std::string folder;
+  std::string precision = "fp8";
+  std::string device = "cpu";
+  std::int64_t bf16_first = 0;
+  std::int64_t bf16_last = 0;
+  std::vector<std::string> ignored;
+  bool pow2_weights = false;
+  bool pow2_activations = false;
+  int threads = 0;
+
+  void add_to(CLI::App& app);
+  WeightOptions weight_options() const;
+};
+
+// Flags that say how weights become FP8, for commands that do not load a model to run it too.
+void add_quantization_flags(CLI::App& app, ModelFlags& flags);
+
+void add_generate(CLI::App& app);
+void add_score(CLI::App& app);
+void add_tokenize(CLI::App& app);
+void add_quantize(CLI::App& app);
+void add_inspect(CLI::App& app);
+void add_bench(CLI::App& app);
+
+}  // namespace octavo

@@ -1,0 +1,162 @@
+#include "cli/jsonl.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <limits>
+#include <utility>
+
+#include "octavo/base/error.h"
+#include "octavo/checkpoint/json.h"
+
+namespace octavo {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::size_t kFlushBytes = std::size_t{64} << 10;
+
+std::vector<std::int32_t> ids_of(const json& value, const std::string& where, const std::string& what) {
+  if (!value.is_array()) fail("{}: {} must be a list of token ids", where, what);
+  std::vector<std::int32_t> ids;
+  ids.reserve(value.size());
+  for (const json& id : value) {
+    if (!id.is_number_integer() || (id.is_number_unsigned() && id.get<std::uint64_t>() > 0x7fffffffU) ||
+        id.get<std::int64_t>() < 0)
+      fail("{}: {} must hold token ids, integers from 0, but one is {}", where, what,
+           id.dump(-1, ' ', false, json::error_handler_t::replace));
+    ids.push_back(id.get<std::int32_t>());
+  }
+  return ids;
+}
+
+json object_of(std::string_view line, const std::string& where, std::initializer_list<const char*> keys) {
+  json object = parse_json(line, where);
+  if (!object.is_object()) fail("{}: each line must be a JSON object", where);
+  for (const auto& [key, value] : object.items()) {
+    bool known = false;
+    for (const char* name : keys) known = known || key == name;
+    if (!known) fail("{}: unknown key '{}'; a line has {}", where, key, fmt::join(keys, ", "));
+  }
+  if (!object.contains("id")) fail("{}: the key 'id' is missing", where);
+  const json& id = object["id"];
+  if (!id.is_string() && !id.is_number_integer()) fail("{}: 'id' must be a string or an integer", where);
+  return object;
+}
+
+}  // namespace
+
+PromptLine parse_prompt_line(std::string_view text, const std::string& where) {
+  const json object = object_of(text, where, {"id", "prompt", "prompt_ids"});
+  if (object.contains("prompt") == object.contains("prompt_ids"))
+    fail("{}: give either 'prompt' or 'prompt_ids'", where);
+  PromptLine line;
+  line.id = object["id"];
+  if (object.contains("prompt_ids")) {
+    line.has_ids = true;
+    line.prompt_ids = ids_of(object["prompt_ids"], where, "'prompt_ids'");
+  } else {
+    if (!object["prompt"].is_string()) fail("{}: 'prompt' must be a string", where);
+    line.prompt = object["prompt"].get<std::string>();
+  }
+  return line;
+}
+
+PromptLine parse_token_line(std::string_view text, const std::string& where) {
+  const json object = object_of(text, where, {"id", "token_ids"});
+  if (!object.contains("token_ids")) fail("{}: the key 'token_ids' is missing", where);
+  PromptLine line;
+  line.id = object["id"];
+  line.has_ids = true;
+  line.prompt_ids = ids_of(object["token_ids"], where, "'token_ids'");
+  return line;
+}
+
+std::string parse_text_line(std::string_view line, const std::string& where) {
+  const json value = parse_json(line, where);
+  if (!value.is_string()) fail("{}: each line must be a JSON string", where);
+  return value.get<std::string>();
+}
+
+std::vector<std::int32_t> parse_ids_line(std::string_view line, const std::string& where) {
+  return ids_of(parse_json(line, where), where, "each line");
+}
+
+std::vector<Line> read_lines(const std::string& path) {
+  const bool standard = path == "-";
+  std::ifstream file;
+  if (!standard) {
+    file.open(path, std::ios::binary);
+    if (!file) fail("cannot read '{}': {}", path, std::strerror(errno));
+  }
+  std::istream& stream = standard ? std::cin : file;
+  const std::string name = standard ? "standard input" : path;
+  std::vector<Line> lines;
+  std::string text;
+  for (std::int64_t number = 1; std::getline(stream, text); ++number) {
+    if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
+    lines.push_back({std::move(text), fmt::format("{}:{}", name, number)});
+  }
+  if (stream.bad()) fail("cannot read '{}': {}", name, std::strerror(errno));
+  if (lines.empty()) fail("'{}' holds no lines", name);
+  return lines;
+}
+
+LineWriter::LineWriter(const std::string& path) : path_(path) {
+  if (path.empty() || path == "-") {
+    path_ = "standard output";
+    fd_ = STDOUT_FILENO;
+    return;
+  }
+  temporary_ = fmt::format("{}.tmp.{}", path, getpid());
+  fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd_ < 0) fail("cannot write '{}': {}", path, std::strerror(errno));
+}
+
+LineWriter::~LineWriter() {
+  if (temporary_.empty() || fd_ < 0) return;
+  close(fd_);
+  unlink(temporary_.c_str());
+}
+
+void LineWriter::flush() {
+  const char* at = pending_.data();
+  std::size_t left = pending_.size();
+  while (left > 0) {
+    const ssize_t written = ::write(fd_, at, left);
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) fail_system("cannot write '{}': {}", path_, std::strerror(errno));
+    at += written;
+    left -= static_cast<std::size_t>(written);
+  }
+  pending_.clear();
+}
+
+void LineWriter::write(std::string_view line) {
+  pending_.append(line);
+  pending_.push_back('\n');
+  // A reader of standard output wants lines as they come; a file wants few writes.
+  if (temporary_.empty() || pending_.size() >= kFlushBytes) flush();
+}
+
+void LineWriter::finish() {
+  flush();
+  if (temporary_.empty()) return;
+  const bool synced = fsync(fd_) == 0;
+  if (!synced || close(std::exchange(fd_, -1)) != 0 || std::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    const int error = errno;
+    unlink(temporary_.c_str());
+    fail_system("cannot write '{}': {}", path_, std::strerror(error));
+  }
+}
+
+std::string dump_line(const nlohmann::ordered_json& value) {
+  return value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+}  // namespace octavo

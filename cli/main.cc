@@ -1,0 +1,45 @@
+// octavo: FP8 rollouts for reinforcement learning of language models.
+//
+// Exit codes: 0 done; 2 bad usage or bad input, one line on standard error says what, where and how to mend
+// it; 1 a failure of the program or the machine.
+#include <fmt/format.h>
+
+#include <csignal>
+#include <cstdio>
+#include <exception>
+
+#include "cli/commands.h"
+#include "octavo/base/error.h"
+
+int main(int argc, char** argv) {
+  // A full disk or a closed pipe shall be an error message, not a signal.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
+
+  CLI::App app("FP8 rollouts for reinforcement learning of language models", "octavo");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", std::string(OCTAVO_VERSION));
+  app.get_formatter()->column_width(34);
+  octavo::add_generate(app);
+  octavo::add_score(app);
+  octavo::add_tokenize(app);
+  octavo::add_quantize(app);
+  octavo::add_inspect(app);
+  octavo::add_bench(app);
+
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::Success& success) {  // --help and --version
+    return app.exit(success);
+  } catch (const CLI::ParseError& error) {
+    fmt::print(stderr, "octavo: {} (see 'octavo --help')\n", error.what());
+    return 2;
+  } catch (const octavo::Error& error) {
+    fmt::print(stderr, "octavo: {}\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "octavo: {}\n", error.what());
+    return 1;
+  }
+}

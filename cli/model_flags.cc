@@ -1,0 +1,39 @@
+#include "cli/commands.h"
+
+namespace octavo {
+
+void add_quantization_flags(CLI::App& app, ModelFlags& flags) {
+  app.add_option("--bf16-first", flags.bf16_first, "Keep the first N layers in bf16")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--bf16-last", flags.bf16_last, "Keep the last N layers in bf16")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--ignore", flags.ignored, "Keep linear layers whose name contains TEXT in bf16")
+      ->type_name("TEXT");
+  app.add_flag("--pow2-weights", flags.pow2_weights, "Round weight scales up to powers of two");
+}
+
+void ModelFlags::add_to(CLI::App& app) {
+  app.add_option("--model", folder, "Hugging Face model folder")->required()->type_name("DIR");
+  app.add_option("--precision", precision, "fp8: 128x128-scaled E4M3 linear layers; bf16: everything in bf16")
+      ->check(CLI::IsMember({"fp8", "bf16"}))
+      ->capture_default_str();
+  add_quantization_flags(app, *this);
+  app.add_flag("--pow2-activations", pow2_activations, "Round activation scales up to powers of two");
+  app.add_option("--device", device, "Where to run")->check(CLI::IsMember({"cpu"}))->capture_default_str();
+  app.add_option("--threads", threads, "Threads (0: one a core)")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+}
+
+WeightOptions ModelFlags::weight_options() const {
+  WeightOptions options;
+  options.precision = precision == "bf16" ? Precision::kBF16 : Precision::kFP8;
+  options.scaling.pow2 = pow2_weights;
+  options.pow2_activations = pow2_activations;
+  options.bf16_first = bf16_first;
+  options.bf16_last = bf16_last;
+  options.ignored = ignored;
+  return options;
+}
+
+}  // namespace octavo

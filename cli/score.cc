@@ -1,0 +1,79 @@
+#include <fmt/format.h>
+
+#include <cmath>
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/jsonl.h"
+#include "cli/progress.h"
+#include "cli/session.h"
+
+namespace octavo {
+namespace {
+
+struct Options {
+  ModelFlags model;
+  EngineFlags engine;
+  std::string input;
+  std::string out;
+};
+
+void run(const Options& options) {
+  std::vector<PromptLine> lines;
+  std::int64_t total = 0;
+  for (const Line& line : read_lines(options.input)) {
+    lines.push_back(parse_token_line(line.text, line.where));
+    total += static_cast<std::int64_t>(lines.back().prompt_ids.size());
+  }
+  LineWriter writer(options.out);
+  Session session(options.model, options.engine.options(), false);
+  ProgressBar progress("scoring");
+  std::int64_t done = 0;
+  double sum = 0;
+  std::int64_t scored = 0;
+  // As many sequences at a time as the engine runs together.
+  const auto batch = static_cast<std::size_t>(options.engine.max_sequences);
+  for (std::size_t begin = 0; begin < lines.size(); begin += batch) {
+    const std::size_t end = std::min(begin + batch, lines.size());
+    std::vector<std::vector<std::int32_t>> sequences;
+    for (std::size_t i = begin; i < end; ++i) sequences.push_back(lines[i].prompt_ids);
+    const auto logprobs = session.engine->score(sequences);
+    for (std::size_t i = begin; i < end; ++i) {
+      auto values = nlohmann::ordered_json::array();
+      for (const float value : logprobs[i - begin]) {
+        values.push_back(std::isnan(value) ? nlohmann::ordered_json() : nlohmann::ordered_json(value));
+        if (!std::isnan(value)) {
+          sum += value;
+          ++scored;
+        }
+      }
+      writer.write(dump_line({{"id", lines[i].id}, {"logprobs", values}}));
+      done += static_cast<std::int64_t>(lines[i].prompt_ids.size());
+    }
+    progress.update(done, total);
+  }
+  writer.finish();
+  if (scored > 0)
+    fmt::print(stderr, "{} tokens scored, mean log-probability {:.6f}, perplexity {:.4f}\n", scored,
+               sum / static_cast<double>(scored), std::exp(-sum / static_cast<double>(scored)));
+}
+
+}  // namespace
+
+void add_score(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("score", "Log-probabilities of given tokens (teacher-forced)");
+  command->footer(
+      "Input lines: {\"id\", \"token_ids\"}. Output lines: {\"id\", \"logprobs\"}, entry i being token i's "
+      "given those "
+      "before it;\nthe first is null.");
+  options->model.add_to(*command);
+  options->engine.add_to(*command);
+  command->add_option("--input", options->input, "Tokens as JSON lines (-: standard input)")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--out", options->out, "Write here instead of standard output")->type_name("FILE");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace octavo
