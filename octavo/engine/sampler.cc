@@ -12,6 +12,7 @@ namespace octavo {
 namespace portable {
 extern const SamplerKernels kSamplerKernels;
 }
+#if defined(__x86_64__)
 namespace avx2 {
 extern const SamplerKernels kSamplerKernels;
 }
@@ -23,6 +24,9 @@ const SamplerKernels& sampler_kernels(Isa isa) {
   if (isa >= Isa::kAvx512) return avx512::kSamplerKernels;
   return isa == Isa::kAvx2 ? avx2::kSamplerKernels : portable::kSamplerKernels;
 }
+#else
+const SamplerKernels& sampler_kernels(Isa) { return portable::kSamplerKernels; }
+#endif
 
 namespace {
 

@@ -1,0 +1,146 @@
+// The engine: takes requests from any thread, generates on its own, and tells each request's sink.
+//
+// The lock rule. One mutex guards everything that threads share: the inbox (requests, cancellations, jobs),
+// the wanted and the reached state, ids in flight, statistics. The engine's thread holds it only between
+// steps, to empty the inbox and for a moment when a request has ended, to publish; it never holds it while it
+// computes, calls a sink or runs a job. EngineCore (scheduler, KV cache, model) is touched by the engine's
+// thread alone. So a caller waits at most for the mutex to be passed on, unless the call says that it waits
+// for more; those calls may not come from a sink, and they all end at shutdown.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <unordered_set>
+#include <vector>
+
+#include "octavo/base/error.h"
+#include "octavo/base/thread_pool.h"
+#include "octavo/engine/engine_core.h"
+#include "octavo/engine/engine_options.h"
+#include "octavo/engine/request.h"
+
+namespace octavo {
+
+// submit() found max_waiting requests waiting already: try again later.
+class QueueFull : public Error {
+ public:
+  using Error::Error;
+};
+
+enum class PauseMode : std::uint8_t {
+  kAbort,  // every request accepted so far ends with finish_reason abort and the tokens that it has
+  kWait,   // every request accepted so far is finished first; later ones wait for resume()
+  kKeep,   // sequences stay where they are and go on after resume()
+};
+
+// What becomes of running sequences' keys and values when the weights change under them.
+enum class KvPolicy : std::uint8_t { kRecompute, kKeep };
+
+enum class WhenFull : std::uint8_t { kThrow, kWait };
+
+class Engine {
+ public:
+  // Without a tokenizer outputs have no text, and stop strings and bad words are refused. The model's weights
+  // are loaded. `pool` must outlive the engine; while the engine is not paused it belongs to the engine's
+  // thread.
+  Engine(std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<Ops> ops, std::unique_ptr<Model> model,
+         const EngineOptions& options, ThreadPool& pool);
+  ~Engine();  // shutdown()
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Queues a request and returns its id. Throws Error for a request that makes no sense or could never fit.
+  // When max_waiting requests are waiting, throws QueueFull or waits for a place.
+  std::string submit(Request request, Sink sink, WhenFull when_full = WhenFull::kThrow);
+
+  // Ends a request with finish_reason abort, after the step in flight. False when no such request is in
+  // flight.
+  bool cancel(std::string_view id);
+
+  // Runs requests to their end; the outputs in order of requests, then samples. Every event goes to
+  // `on_event` too; what that throws cancels the rest and is thrown here. Waits.
+  std::vector<Output> generate(std::vector<Request> requests, const Sink& on_event = {});
+
+  // Log-probability of every token given those before it, of the plain softmax: the bits that generation
+  // reports at temperature 1. Entry 0 is NaN, since nothing comes before it. Waits.
+  std::vector<std::vector<float>> score(const std::vector<std::vector<std::int32_t>>& sequences);
+
+  // Stops generating: returns when the step in flight is done and the mode's condition is met; nothing is
+  // computed until resume(). True when paused, false when a resume() or shutdown() of another thread came in
+  // between. Of an engine that is paused already, only kAbort changes anything; of one that waits for its
+  // requests, kKeep and kAbort end the waiting. Waits.
+  bool pause(PauseMode mode);
+  void resume();
+  bool paused() const;
+
+  // Runs `change` on the engine's thread between two steps, paused or not, and then makes `version` the
+  // version of the tokens to come. Cached prefixes are dropped. If `change` throws, the version stays, and
+  // the exception comes out here. Waits.
+  void update_weights(std::uint64_t version, KvPolicy kv, const std::function<void(Model&)>& change = {});
+
+  EngineStats stats() const;
+  const ModelSpec& spec() const { return core_.model().spec(); }
+  std::int64_t max_context() const { return core_.max_context(); }
+
+  // Ends every request with abort, wakes every waiting call, stops the thread. Later calls throw Error.
+  void shutdown();
+
+ private:
+  struct Job {
+    std::function<void(EngineCore&)> run;
+    std::exception_ptr failure;
+    bool done = false;
+  };
+  enum class State : std::uint8_t { kRunning, kDraining, kPaused };
+
+  std::string enqueue(Request request, Sink sink, WhenFull when_full, bool scoring);
+  std::vector<Output> run_all(std::vector<Request> requests, const Sink& on_event, bool scoring);
+  void run_between_steps(std::function<void(EngineCore&)> work);
+  void refuse_in_sink(std::string_view call) const;
+  std::string free_id(const std::string& wanted);  // with the mutex held
+  bool full() const;                               // with the mutex held
+
+  void main();
+  void handle_inbox(std::unique_lock<std::mutex>& lock);  // gives the mutex up in between
+  void publish();                                         // with the mutex held
+  void release_id(const std::string& id);
+  bool has_work() const;  // with the mutex held
+
+  EngineCore core_;
+  const std::int64_t max_waiting_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;     // for the engine's thread: the inbox or the wanted state has changed
+  std::condition_variable changed_;  // for everybody else: something was published
+  std::deque<std::unique_ptr<Group>> incoming_;
+  std::int64_t in_transit_ = 0;  // requests on their way from incoming_ into the core
+  std::vector<std::string> cancelled_;
+  std::vector<Job*> jobs_;
+  std::unordered_set<std::string> ids_;  // in flight
+  State state_ = State::kRunning;        // reached
+  bool hold_ = false;                    // wanted: pause as soon as the step in flight is done
+  bool drain_ = false;                   // wanted: pause when all requests before drain_before_ are done
+  bool abort_ = false;                   // wanted: end everything accepted so far
+  std::uint64_t drain_before_ = 0;
+  std::uint64_t resumes_ = 0;
+  std::uint64_t arrivals_ = 0;
+  std::uint64_t next_id_ = 0;
+  bool stop_ = false;
+  bool core_idle_ = true;
+  EngineStats stats_;
+
+  std::atomic<std::thread::id> thread_id_;
+  std::mutex join_mutex_;
+  std::thread thread_;  // last: it uses all of the above
+};
+
+}  // namespace octavo

@@ -1,0 +1,103 @@
+// The engine's own thread: empties the inbox, steps, publishes. See the lock rule in engine.h.
+#include <algorithm>
+#include <utility>
+
+#include "octavo/base/error.h"
+#include "octavo/engine/engine.h"
+
+namespace octavo {
+
+void Engine::main() {
+  thread_id_ = std::this_thread::get_id();
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    wake_.wait(lock, [&] { return has_work(); });
+    if (stop_) break;
+    handle_inbox(lock);
+    const bool drained =
+        drain_ && core_idle_ && (incoming_.empty() || incoming_.front()->age >= drain_before_);
+    if (hold_ || drained) {
+      hold_ = true;
+      drain_ = false;
+      state_ = State::kPaused;
+    } else {
+      state_ = drain_ ? State::kDraining : State::kRunning;
+      lock.unlock();
+      core_.step();
+      lock.lock();
+    }
+    publish();
+  }
+
+  // Shutdown: nobody is left waiting for an event or an answer.
+  auto incoming = std::exchange(incoming_, {});
+  lock.unlock();
+  for (auto& group : incoming) core_.accept(std::move(group));
+  core_.abort_all("the engine was shut down");
+  lock.lock();
+  for (Job* job : std::exchange(jobs_, {})) {
+    job->failure = std::make_exception_ptr(Error("the engine was shut down before the weights could change"));
+    job->done = true;
+  }
+  publish();
+}
+
+bool Engine::has_work() const {
+  if (stop_ || abort_ || !cancelled_.empty() || !jobs_.empty()) return true;
+  if (state_ == State::kPaused && hold_) return false;
+  return hold_ || drain_ || !core_idle_ || !incoming_.empty();
+}
+
+void Engine::handle_inbox(std::unique_lock<std::mutex>& lock) {
+  // What comes in while the mutex is given up is for the next round.
+  const auto cancelled = std::exchange(cancelled_, {});
+  const auto jobs = std::exchange(jobs_, {});
+  const bool abort_all = std::exchange(abort_, false);
+
+  // A request that is to end has to be in the core first, which then tells its sink.
+  const auto wanted = [&](const Group& group) {
+    if (abort_all) return true;
+    if (std::find(cancelled.begin(), cancelled.end(), group.request.id) != cancelled.end()) return true;
+    return !hold_ && (!drain_ || group.age < drain_before_);
+  };
+  std::vector<std::unique_ptr<Group>> accepted;
+  for (auto& group : incoming_)
+    if (wanted(*group)) accepted.push_back(std::move(group));
+  std::erase(incoming_, nullptr);
+  stats_.waiting_requests +=
+      static_cast<std::int64_t>(accepted.size());  // so that full() misses none on its way
+
+  lock.unlock();
+  for (auto& group : accepted) core_.accept(std::move(group));
+  if (abort_all) core_.abort_all("aborted by a pause");
+  for (const std::string& id : cancelled) core_.abort(id, "cancelled");
+  for (Job* job : jobs) {
+    try {
+      job->run(core_);
+    } catch (...) {
+      job->failure = std::current_exception();
+    }
+  }
+  lock.lock();
+
+  in_transit_ = 0;
+  publish();
+  for (Job* job : jobs) job->done = true;
+  changed_.notify_all();
+}
+
+// Before the sink hears of a request's end, so that whoever it wakes finds the id free and the statistics
+// complete.
+void Engine::release_id(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  ids_.erase(id);
+  publish();
+}
+
+void Engine::publish() {
+  core_idle_ = core_.idle();
+  stats_ = core_.stats();
+  changed_.notify_all();
+}
+
+}  // namespace octavo
