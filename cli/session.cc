@@ -4,7 +4,6 @@
 
 #include "cli/progress.h"
 #include "octavo/ops/cpu/cpu_ops.h"
-#include "octavo/ops/cpu/kernels.h"
 
 namespace octavo {
 
@@ -52,7 +51,7 @@ Session::Session(const ModelFlags& flags, const EngineOptions& options, bool nee
   if (!spec.tie_word_embeddings)
     bytes_per_step -=
         static_cast<std::size_t>(model->weights().embedding().out * spec.hidden_size) * sizeof(bf16);
-  auto ops = make_cpu_ops(pool, fastest_isa());
+  auto ops = make_cpu_ops(pool);
   backend = ops->name();
   engine = std::make_unique<Engine>(tokenizer, std::move(ops), std::move(model), options, pool);
 }

@@ -69,6 +69,13 @@ inline void store_bits(void* p, I16 a) { _mm512_storeu_si512(p, a.v); }
 inline I16 load_u16(const void* p) {
   return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
 }
+inline I16 load_i16(const void* p) {
+  return {_mm512_cvtepi16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
+}
+template <int kBits>
+I16 shift_right_signed(I16 a) {
+  return {_mm512_srai_epi32(a.v, kBits)};
+}
 inline void store_low_u16(void* p, I16 a) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
 }
@@ -143,6 +150,14 @@ inline void store_bits(void* p, I16 a) {
   auto* q = static_cast<__m256i*>(p);
   _mm256_storeu_si256(q, a.lo);
   _mm256_storeu_si256(q + 1, a.hi);
+}
+inline I16 load_i16(const void* p) {
+  const auto* q = static_cast<const __m128i*>(p);
+  return {_mm256_cvtepi16_epi32(_mm_loadu_si128(q)), _mm256_cvtepi16_epi32(_mm_loadu_si128(q + 1))};
+}
+template <int kBits>
+I16 shift_right_signed(I16 a) {
+  return {_mm256_srai_epi32(a.lo, kBits), _mm256_srai_epi32(a.hi, kBits)};
 }
 inline I16 load_u16(const void* p) {
   const auto* q = static_cast<const __m128i*>(p);
@@ -286,6 +301,17 @@ inline I16 load_bits(const void* p) {
   return r;
 }
 inline void store_bits(void* p, I16 a) { std::memcpy(p, a.v, sizeof a.v); }
+inline I16 load_i16(const void* p) {
+  std::int16_t lanes[16];
+  std::memcpy(lanes, p, sizeof lanes);
+  I16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = lanes[i];
+  return r;
+}
+template <int kBits>
+I16 shift_right_signed(I16 a) {
+  return detail::map<I16>(a, [](std::int32_t x) { return x >> kBits; });
+}
 inline I16 load_u16(const void* p) {
   std::uint16_t lanes[16];
   std::memcpy(lanes, p, sizeof lanes);

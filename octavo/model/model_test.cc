@@ -12,7 +12,6 @@
 #include "octavo/checkpoint/json.h"
 #include "octavo/model/rope.h"
 #include "octavo/ops/cpu/cpu_ops.h"
-#include "octavo/ops/cpu/kernels.h"
 
 namespace octavo {
 namespace {
@@ -99,7 +98,7 @@ TEST_P(TinyModel, LogitsEqualTransformersWithinBf16) {
   const std::string folder = kTiny + GetParam();
   const auto golden = parse_json(read_file(folder + "/golden.json"), folder);
   const auto ids = golden["token_ids"].get<std::vector<std::int32_t>>();
-  Runner runner(folder, {.precision = Precision::kBF16}, fastest_isa());
+  Runner runner(folder, {.precision = Precision::kBF16}, best_isa());
   const auto rows = runner.run(ids, ids.size());
 
   constexpr double kSigma = 0.03;
@@ -128,7 +127,7 @@ TEST_P(TinyModel, ChunkingChangesNoBit) {
   const auto golden = parse_json(read_file(folder + "/golden.json"), folder);
   const auto ids = golden["token_ids"].get<std::vector<std::int32_t>>();
   for (const Precision precision : {Precision::kFP8, Precision::kBF16}) {
-    Runner runner(folder, {.precision = precision}, fastest_isa());
+    Runner runner(folder, {.precision = precision}, best_isa());
     const auto whole = runner.run(ids, ids.size());
     for (const std::size_t chunk : {1, 7, 16, 33})
       EXPECT_EQ(runner.run(ids, chunk), whole) << "chunk " << chunk;

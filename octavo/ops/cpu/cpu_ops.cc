@@ -15,10 +15,16 @@ namespace {
 
 class CpuOps final : public Ops {
  public:
-  CpuOps(ThreadPool& pool, Isa isa) : pool_(pool), isa_(isa), kernels_(kernels_for(isa)) {}
+  CpuOps(ThreadPool& pool, IsaChoice isas)
+      : pool_(pool),
+        isas_(isas),
+        few_(kernels_for(isas.few_tokens)),
+        kernels_(kernels_for(isas.many_tokens)) {}
 
   std::string name() const override {
-    return fmt::format("cpu {}, {} thread{}", name_of(isa_), pool_.size(), pool_.size() == 1 ? "" : "s");
+    std::string isas(name_of(isas_.many_tokens));
+    if (isas_.few_tokens != isas_.many_tokens) isas += fmt::format(" + {}", name_of(isas_.few_tokens));
+    return fmt::format("cpu {}, {} thread{}", isas, pool_.size(), pool_.size() == 1 ? "" : "s");
   }
 
   void embed(const LinearWeight& embedding, std::span<const std::int32_t> token_ids,
@@ -164,6 +170,8 @@ class CpuOps final : public Ops {
     task.x_scales = x.scales;
     task.tokens = tokens;
     task.weight = &weight;
+    constexpr std::int64_t kFewTokens = 4;
+    const Kernels& kernels = tokens <= kFewTokens ? few_ : kernels_;
     const std::int64_t tiles = weight.out / kTileRows;
     // One chunk a thread where the work is small, several (of whole register blocks) where it is large enough
     // to be worth balancing.
@@ -175,7 +183,7 @@ class CpuOps final : public Ops {
       LinearTask part = task;
       part.tile_begin = begin;
       part.tile_end = end;
-      kernels_.linear(part);
+      kernels.linear(part);
     });
   }
 
@@ -241,13 +249,18 @@ class CpuOps final : public Ops {
   }
 
   ThreadPool& pool_;
-  Isa isa_;
+  IsaChoice isas_;
+  const Kernels& few_;
   const Kernels& kernels_;
   std::vector<AttentionWork> work_;
 };
 
 }  // namespace
 
-std::unique_ptr<Ops> make_cpu_ops(ThreadPool& pool, Isa isa) { return std::make_unique<CpuOps>(pool, isa); }
+std::unique_ptr<Ops> make_cpu_ops(ThreadPool& pool, Isa isa) {
+  return std::make_unique<CpuOps>(pool, IsaChoice{isa, isa});
+}
+
+std::unique_ptr<Ops> make_cpu_ops(ThreadPool& pool) { return std::make_unique<CpuOps>(pool, fastest_isas()); }
 
 }  // namespace octavo

@@ -13,4 +13,7 @@ namespace octavo {
 // [block][kv head][16][head_dim rounded up to 16]. The pool must outlive the result.
 std::unique_ptr<Ops> make_cpu_ops(ThreadPool& pool, Isa isa);
 
+// The same with the instruction sets that are fastest on this machine (kernels.h: fastest_isas).
+std::unique_ptr<Ops> make_cpu_ops(ThreadPool& pool);
+
 }  // namespace octavo

@@ -141,9 +141,7 @@ void score_rows(const AttentionTask& task, int row, const float (*query)[256], s
     V16 acc[R];
     for (V16& lane : acc) lane = zero();
     for (std::int64_t p = 0; p < pairs; ++p) {
-      float raw[16];
-      __builtin_memcpy(raw, keys + p * 32, sizeof raw);
-      const I16 pair = bits(load(raw));
+      const I16 pair = load_bits(keys + p * 32);
       const V16 odd = from_bits(pair & upper);
       const V16 even = from_bits(shift_left<16>(pair));
       for (int r = 0; r < R; ++r) acc[r] = fma(set1(query[row + r][p * 2 + 1]), odd, acc[r]);

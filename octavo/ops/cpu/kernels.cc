@@ -50,16 +50,15 @@ constexpr Kernels kAvx512Bf16 = OCTAVO_KERNELS(avx512bf16, avx512);
 constexpr Kernels kAmxBf16 = OCTAVO_KERNELS(amxbf16, avx512);
 #endif
 
-// Seconds of the fastest of a few runs of a prefill-sized FP8 linear on one thread.
-double trial_seconds(Isa isa) {
-  constexpr std::int64_t kTokens = 12;
+// Seconds of the fastest of a few runs of a small FP8 linear layer on one thread.
+double trial_seconds(Isa isa, std::int64_t tokens) {
   constexpr std::int64_t kIn = 512;
   constexpr std::int64_t kTiles = 8;
-  std::vector<bf16> x(kTokens * kIn, to_bf16(1.0F));
-  std::vector<float> x_scales(kTokens * kIn / kBlock, 1.0F);
+  std::vector<bf16> x(tokens * kIn, to_bf16(1.0F));
+  std::vector<float> x_scales(tokens * kIn / kBlock, 1.0F);
   std::vector<std::uint8_t> codes(kTiles * 16 * kIn, 0x38);  // 1.0
   std::vector<float> w_scales(kIn / kBlock, 1.0F);
-  std::vector<bf16> out(kTokens * kTiles * 16);
+  std::vector<bf16> out(tokens * kTiles * 16);
   LinearWeight weight;
   weight.precision = Precision::kFP8;
   weight.in = kIn;
@@ -70,7 +69,7 @@ double trial_seconds(Isa isa) {
   LinearTask task;
   task.x = x.data();
   task.x_scales = x_scales.data();
-  task.tokens = kTokens;
+  task.tokens = tokens;
   task.weight = &weight;
   task.tile_end = kTiles;
   task.out_bf16 = out.data();
@@ -104,11 +103,15 @@ const Kernels& kernels_for(Isa isa) {
   return kPortable;
 }
 
-Isa fastest_isa() {
+IsaChoice fastest_isas() {
   const Isa best = best_isa();
   const char* asked = std::getenv("OCTAVO_ISA");
-  if (best != Isa::kAvx512Bf16 || (asked != nullptr && *asked != '\0')) return best;
-  return trial_seconds(Isa::kAvx512) < trial_seconds(Isa::kAvx512Bf16) ? Isa::kAvx512 : Isa::kAvx512Bf16;
+  if (best != Isa::kAvx512Bf16 || (asked != nullptr && *asked != '\0')) return {best, best};
+  const auto faster = [](std::int64_t tokens) {
+    return trial_seconds(Isa::kAvx512, tokens) < trial_seconds(Isa::kAvx512Bf16, tokens) ? Isa::kAvx512
+                                                                                         : Isa::kAvx512Bf16;
+  };
+  return {.few_tokens = faster(2), .many_tokens = faster(12)};
 }
 
 }  // namespace octavo

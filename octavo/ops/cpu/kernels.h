@@ -75,9 +75,14 @@ struct Kernels {
 // whose tile multiply adds in another order.
 const Kernels& kernels_for(Isa isa);
 
-// The table to use where nobody asks for one: OCTAVO_ISA if set, else the fastest. VDPBF16PS runs at a
-// quarter of the FMA rate on some processors and at full rate on others, so where both give the same bits a
-// 100 µs trial decides.
-Isa fastest_isa();
+// What to run where nobody asks for an instruction set: one for steps of a few tokens, which are bound by
+// decoding weights, and one for the rest, bound by multiplying. VDPBF16PS runs at full rate on some
+// processors and at half the FMA rate or less on others, and both give the same bits, so a trial of some 100
+// µs decides. OCTAVO_ISA overrides both.
+struct IsaChoice {
+  Isa few_tokens;
+  Isa many_tokens;
+};
+IsaChoice fastest_isas();
 
 }  // namespace octavo

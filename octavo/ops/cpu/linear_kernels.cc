@@ -46,48 +46,64 @@ constexpr int kRows = 6, kTiles = 4, kWideRows = 2, kWideTiles = 8;
 #endif
 constexpr int kPanelTiles = kWideTiles;
 
-alignas(64) constexpr std::uint16_t kSubnormalBits[32] = {
-    // bf16 of m · 2^-9 for m = 0 … 7, and again negative at 16; E4M3 codes with exponent field 0.
-    0x0000, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60, 0, 0, 0, 0, 0, 0, 0, 0,
-    0x8000, 0xbb00, 0xbb80, 0xbbc0, 0xbc00, 0xbc20, 0xbc40, 0xbc60, 0, 0, 0, 0, 0, 0, 0, 0};
-
 #if OCTAVO_BF16_PANEL
 
-// E4M3 to bf16. A normal code's exponent and mantissa move up by four bits and gain a bias of 120. Subnormals
-// are looked up: the hardware's dot product reads a bf16 subnormal as zero, so scaling would lose them.
+// E4M3 to bf16, 64 codes (two pairs) at a time, as high and low bytes that are interleaved at the end. A
+// normal code's seven magnitude bits move up by four and gain an exponent bias of 120, of which the low byte
+// sees nothing. The eight subnormal magnitudes are looked up: the hardware's dot product reads a bf16
+// subnormal as zero, so scaling would lose them.
+alignas(64) constexpr std::uint8_t kSubnormalHigh[64] = {0x00, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c};
+alignas(64) constexpr std::uint8_t kSubnormalLow[64] = {0x00, 0x00, 0x80, 0xc0, 0x00, 0x20, 0x40, 0x60};
+
 void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement* panel) {
-  const __m512i table = _mm512_loadu_si512(kSubnormalBits);
-  const __m512i magnitude = _mm512_set1_epi16(static_cast<short>(0x87f0));
-  const __m512i bias = _mm512_set1_epi16(0x3c00);
-  const __m512i exponent = _mm512_set1_epi16(0x0078);
-  for (std::int64_t p = 0; p < pairs; ++p) {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + p * 32));
+  const __m512i high_table = _mm512_load_si512(kSubnormalHigh);
+  const __m512i low_table = _mm512_load_si512(kSubnormalLow);
+  // Puts the eight-byte pieces where the in-lane interleaving leaves whole pairs.
+  const __m512i pieces = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m512i exponent = _mm512_set1_epi8(0x78);
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+  const __m512i bias = _mm512_set1_epi8(0x3c);
+  const auto decode = [&](__m512i raw, __m512i& first, __m512i& second) {
+    const __m512i code = _mm512_permutexvar_epi64(pieces, raw);
+    const __mmask64 subnormal = _mm512_testn_epi8_mask(code, exponent);
+    __m512i low = _mm512_and_si512(_mm512_slli_epi16(code, 4), _mm512_set1_epi8(static_cast<char>(0xf0)));
+    __m512i high = _mm512_and_si512(_mm512_srli_epi16(code, 4), _mm512_set1_epi8(0x07));
+    high = _mm512_add_epi8(high, bias);
+    low = _mm512_mask_permutexvar_epi8(low, subnormal, code, low_table);
+    high = _mm512_mask_permutexvar_epi8(high, subnormal, code, high_table);
+    high = _mm512_ternarylogic_epi64(high, code, sign, 0xf8);  // high | (code & sign)
+    first = _mm512_unpacklo_epi8(low, high);
+    second = _mm512_unpackhi_epi8(low, high);
+  };
+  __m512i first;
+  __m512i second;
+  std::int64_t p = 0;
+  for (; p + 2 <= pairs; p += 2) {
     __builtin_prefetch(codes + p * 32 + 32 * kPairs);
-    const __m512i wide = _mm512_cvtepi8_epi16(bytes);
-    const __m512i normal = _mm512_add_epi16(_mm512_and_si512(_mm512_slli_epi16(wide, 4), magnitude), bias);
-    // With exponent 0 the low five bits of (wide | sign >> 11) are sign·16 + m.
-    const __mmask32 subnormal = _mm512_testn_epi16_mask(wide, exponent);
-    const __m512i index =
-        _mm512_or_si512(_mm512_and_si512(wide, _mm512_set1_epi16(7)),
-                        _mm512_and_si512(_mm512_srli_epi16(wide, 11), _mm512_set1_epi16(16)));
-    _mm512_storeu_si512(panel + p * kPairElements,
-                        _mm512_mask_permutexvar_epi16(normal, subnormal, index, table));
+    decode(_mm512_loadu_si512(codes + p * 32), first, second);
+    _mm512_store_si512(panel + p * kPairElements, first);
+    _mm512_store_si512(panel + (p + 1) * kPairElements, second);
+  }
+  if (p < pairs) {
+    decode(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + p * 32))),
+           first, second);
+    _mm512_store_si512(panel + p * kPairElements, first);
   }
 }
 
 #else
 
-// E4M3 to FP32: sign and the seven other bits go to their FP32 places, and one exact multiplication mends the
-// exponent bias (7 against 127) for normals and subnormals alike.
+// E4M3 to FP32: the code's sign goes to bit 31 and its other seven bits to 20 … 26, where one exact
+// multiplication mends the exponent bias (7 against 127) for normals and subnormals alike. Signed shifts
+// bring the sign and copies of it, which the mask takes away again.
 void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement* panel) {
   const V16 rebias = set1(0x1p120F);
-  const I16 sign = iset1(static_cast<std::int32_t>(0x80000000U));
-  const I16 magnitude = iset1(0x07f00000);
+  const I16 mask = iset1(static_cast<std::int32_t>(0x87f00000U));
   for (std::int64_t p = 0; p < pairs; ++p) {
-    const I16 pair = load_u16(codes + p * 32);
+    const I16 pair = load_i16(codes + p * 32);
     __builtin_prefetch(codes + p * 32 + 32 * kPairs);
-    const I16 odd = (shift_left<16>(pair) & sign) | (shift_left<12>(pair) & magnitude);
-    const I16 even = (shift_left<24>(pair) & sign) | (shift_left<20>(pair) & magnitude);
+    const I16 odd = shift_left<12>(pair) & mask;
+    const I16 even = shift_right_signed<4>(shift_left<24>(pair)) & mask;
     store(panel + p * kPairElements, from_bits(odd) * rebias);
     store(panel + p * kPairElements + 16, from_bits(even) * rebias);
   }
@@ -96,9 +112,7 @@ void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement
 void decode_bf16_tile(const bf16* values, std::int64_t pairs, PanelElement* panel) {
   const I16 upper = iset1(static_cast<std::int32_t>(0xffff0000U));
   for (std::int64_t p = 0; p < pairs; ++p) {
-    float raw[16];
-    std::memcpy(raw, values + p * 32, sizeof raw);
-    const I16 pair = bits(load(raw));
+    const I16 pair = load_bits(values + p * 32);
     store(panel + p * kPairElements, from_bits(pair & upper));
     store(panel + p * kPairElements + 16, from_bits(shift_left<16>(pair)));
   }
