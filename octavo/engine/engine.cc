@@ -195,7 +195,7 @@ bool Engine::pause(PauseMode mode) {
   refuse_in_sink("pause");
   std::unique_lock lock(mutex_);
   if (stop_) fail("{}", kShutDown);
-  if (mode == PauseMode::kAbort) abort_ = true;
+  if (mode == PauseMode::kAbort) ++aborts_wanted_;
   if (mode != PauseMode::kWait) {
     hold_ = true;
   } else if (!hold_ && !drain_) {
@@ -204,7 +204,10 @@ bool Engine::pause(PauseMode mode) {
   }
   wake_.notify_all();
   const std::uint64_t resumes = resumes_;
-  changed_.wait(lock, [&] { return stop_ || resumes_ != resumes || (state_ == State::kPaused && !abort_); });
+  const std::uint64_t aborts = aborts_wanted_;
+  changed_.wait(lock, [&] {
+    return stop_ || resumes_ != resumes || (state_ == State::kPaused && aborts_done_ >= aborts);
+  });
   return !stop_ && resumes_ == resumes;
 }
 

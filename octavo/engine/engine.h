@@ -129,7 +129,8 @@ class Engine {
   State state_ = State::kRunning;        // reached
   bool hold_ = false;                    // wanted: pause as soon as the step in flight is done
   bool drain_ = false;                   // wanted: pause when all requests before drain_before_ are done
-  bool abort_ = false;                   // wanted: end everything accepted so far
+  std::uint64_t aborts_wanted_ = 0;      // times that everything accepted so far was to end
+  std::uint64_t aborts_done_ = 0;
   std::uint64_t drain_before_ = 0;
   std::uint64_t resumes_ = 0;
   std::uint64_t arrivals_ = 0;

@@ -21,6 +21,16 @@ constexpr std::int64_t kMaxSamples = 4096;
 
 std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockSize - 1) / kBlockSize; }
 
+// A model's vocabulary may be padded beyond its tokenizer's; such an id is a token like any other, without
+// text.
+std::string text_of(StreamingDetokenizer& detokenizer, std::int32_t token) {
+  try {
+    return detokenizer.push(token);
+  } catch (const Error&) {
+    return {};
+  }
+}
+
 Rollout& rollout_of(const Scheduler::Chunk& chunk) { return static_cast<Rollout&>(*chunk.sequence); }
 
 std::int64_t context_of(const ModelSpec& spec, const EngineOptions& options) {
@@ -310,7 +320,7 @@ void EngineCore::accept_token(Rollout& rollout, const Sample& sample) {
     close(rollout, FinishReason::kStop, fmt::format("end-of-sequence token {}", sample.token));
   } else if (contains(sampling.stop_token_ids)) {
     close(rollout, FinishReason::kStop, fmt::format("stop token {}", sample.token));
-  } else if (rollout.detokenizer && rollout.text.append(rollout.detokenizer->push(sample.token))) {
+  } else if (rollout.detokenizer && rollout.text.append(text_of(*rollout.detokenizer, sample.token))) {
     close(rollout, FinishReason::kStop, fmt::format("stop string \"{}\"", rollout.text.stop()));
   } else if (static_cast<std::int64_t>(rollout.output.token_ids.size()) == sampling.max_tokens) {
     close(rollout, FinishReason::kLength, fmt::format("max_tokens of {}", sampling.max_tokens));

@@ -241,6 +241,18 @@ TEST(Engine, PauseAbortReturnsWhatThereIs) {
   EXPECT_EQ(later.wait_for_outputs(1)[0].finish_reason, FinishReason::kLength);
 }
 
+TEST(Engine, AfterAPauseWithAbortNothingIsLeft) {
+  TinyEngine tiny({.max_sequences = 2});
+  for (std::size_t round = 0; round < 200; ++round) {
+    Listener listener;
+    for (std::size_t i = 0; i < 1 + round % 4; ++i) tiny.engine.submit(endless(), listener.sink());
+    if (round % 3 == 0) listener.wait_for_tokens(1);
+    ASSERT_TRUE(tiny.engine.pause(PauseMode::kAbort));
+    ASSERT_EQ(listener.outputs(), 1 + round % 4);
+    tiny.engine.resume();
+  }
+}
+
 TEST(Engine, PauseWaitFinishesWhatWasAccepted) {
   TinyEngine tiny({.max_sequences = 1});
   Listener before;
@@ -259,16 +271,14 @@ TEST(Engine, PauseWaitFinishesWhatWasAccepted) {
 TEST(Engine, AResumeEndsAPauseThatWaits) {
   TinyEngine tiny;
   Listener listener;
-  // One request after the other keeps the engine from ever being done.
-  std::atomic<bool> stop{false};
   Request group = endless();
-  group.sampling.n = 64;
+  group.sampling.n = 64;  // work for longer than this test takes
   tiny.engine.submit(group, listener.sink());
   auto paused = std::async(std::launch::async, [&] { return tiny.engine.pause(PauseMode::kWait); });
   while (paused.wait_for(std::chrono::milliseconds(1)) != std::future_status::ready) tiny.engine.resume();
-  paused.get();  // true if the resume came before the pause and the requests ended, false otherwise: it
-                 // returned
-  tiny.engine.resume();
+  EXPECT_FALSE(paused.get());
+  EXPECT_FALSE(tiny.engine.paused());
+  tiny.engine.shutdown();  // before the listener goes
 }
 
 // A sequence that crosses a change of weights goes on as a fresh engine with the new weights would, given the
@@ -440,7 +450,7 @@ TEST(Engine, ShutdownEndsEverything) {
   Listener listener;
   tiny.engine.submit(endless(), listener.sink());
   listener.wait_for_tokens(1);
-  tiny.engine.submit(endless(), listener.sink());
+  tiny.engine.submit(endless(), listener.sink(), WhenFull::kWait);
   auto blocked = std::async(std::launch::async, [&] {
     return complaint([&] { tiny.engine.submit(endless(), listener.sink(), WhenFull::kWait); });
   });

@@ -43,7 +43,7 @@ void Engine::main() {
 }
 
 bool Engine::has_work() const {
-  if (stop_ || abort_ || !cancelled_.empty() || !jobs_.empty()) return true;
+  if (stop_ || aborts_done_ != aborts_wanted_ || !cancelled_.empty() || !jobs_.empty()) return true;
   if (state_ == State::kPaused && hold_) return false;
   return hold_ || drain_ || !core_idle_ || !incoming_.empty();
 }
@@ -52,7 +52,8 @@ void Engine::handle_inbox(std::unique_lock<std::mutex>& lock) {
   // What comes in while the mutex is given up is for the next round.
   const auto cancelled = std::exchange(cancelled_, {});
   const auto jobs = std::exchange(jobs_, {});
-  const bool abort_all = std::exchange(abort_, false);
+  const std::uint64_t aborts = aborts_wanted_;
+  const bool abort_all = aborts != aborts_done_;
 
   // A request that is to end has to be in the core first, which then tells its sink.
   const auto wanted = [&](const Group& group) {
@@ -81,6 +82,7 @@ void Engine::handle_inbox(std::unique_lock<std::mutex>& lock) {
   lock.lock();
 
   in_transit_ = 0;
+  aborts_done_ = aborts;
   publish();
   for (Job* job : jobs) job->done = true;
   changed_.notify_all();

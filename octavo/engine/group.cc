@@ -23,7 +23,7 @@ std::vector<std::vector<std::int32_t>> spellings(const std::vector<std::string>&
 }  // namespace
 
 Rollout::Rollout(Group& owner, const Tokenizer* tokenizer) : group(owner), text(owner.request.sampling.stop) {
-  if (tokenizer != nullptr) detokenizer.emplace(*tokenizer, /*skip_special=*/true);
+  if (tokenizer != nullptr) detokenizer.emplace(*tokenizer, /*skip_special_tokens=*/true);
 }
 
 Group::Group(Request incoming, Sink events, std::uint64_t random_seed, bool score_prompt,

@@ -10,6 +10,7 @@
 #include "octavo/engine/request.h"
 #include "octavo/engine/sequence.h"
 #include "octavo/engine/stop_text.h"
+#include "octavo/text/detokenizer.h"
 #include "octavo/text/tokenizer.h"
 
 namespace octavo {
