@@ -2,43 +2,73 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <set>
-#include <sstream>
 #include <vector>
 
 #include "octavo/base/error.h"
 
 namespace octavo {
 namespace {
+
 constexpr int kMaxDepth = 64;
+constexpr std::size_t kLongestShown = 200;
+
+std::string shorten(std::string text) {
+  if (text.size() <= kLongestShown) return text;
+  std::size_t end = kLongestShown;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0U) == 0x80) --end;  // not within a character
+  text.resize(end);
+  return text + "…";
 }
+
+}  // namespace
 
 nlohmann::json parse_json(std::string_view text, const std::string& where) {
   using json = nlohmann::json;
+  // The parser takes a NUL for the end of its input and would ignore whatever follows.
+  if (text.find('\0') != std::string_view::npos) fail("{}: not valid JSON: it holds a NUL byte", where);
   std::vector<std::set<std::string>> keys;
   const auto check = [&](int depth, json::parse_event_t event, json& value) {
-    if (depth > kMaxDepth) fail("{}: JSON is nested deeper than {} levels", where, kMaxDepth);
+    const bool opens =
+        event == json::parse_event_t::object_start || event == json::parse_event_t::array_start;
+    if (opens && depth >= kMaxDepth) fail("{}: JSON is nested deeper than {} levels", where, kMaxDepth);
     if (event == json::parse_event_t::object_start) keys.emplace_back();
     if (event == json::parse_event_t::object_end) keys.pop_back();
     if (event == json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
-      fail("{}: the key {} is given twice; keep one", where, value.dump(-1, ' ', false, json::error_handler_t::replace));
+      fail("{}: the key {} is given twice; keep one", where, printable_json(value));
     return true;
   };
   try {
     return json::parse(text.begin(), text.end(), check);
   } catch (const json::exception& error) {
-    fail("{}: not valid JSON: {}", where, error.what());
+    std::string_view reason = error.what();
+    reason.remove_prefix(reason.find("] ") + 2);  // the library's own error code
+    fail("{}: not valid JSON: {}", where, printable(reason));
   }
 }
 
 std::string read_file(const std::string& path) {
+  // Also refuses folders and pipes, which have no size.
+  std::error_code error;
+  const std::uintmax_t bytes = std::filesystem::file_size(path, error);
+  if (error) fail("cannot read '{}': {}", path, error.message());
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) fail("cannot read '{}': {}", path, std::strerror(errno));
-  std::ostringstream text;
-  text << stream.rdbuf();
-  if (stream.bad()) fail("cannot read '{}': {}", path, std::strerror(errno));
-  return std::move(text).str();
+  std::string text(bytes, '\0');
+  if (!stream.read(text.data(), static_cast<std::streamsize>(bytes)))
+    fail("cannot read '{}': {}", path, std::strerror(errno));
+  return text;
+}
+
+std::string printable(std::string_view text) {
+  const std::string quoted = printable_json(text);
+  // The quotes go, whether or not the closing one was cut off.
+  return quoted.ends_with('"') ? quoted.substr(1, quoted.size() - 2) : quoted.substr(1);
+}
+
+std::string printable_json(const nlohmann::json& value) {
+  return shorten(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
 }  // namespace octavo

@@ -13,7 +13,8 @@ namespace octavo {
 enum class RopeScaling { kDefault, kLinear, kLlama3, kYarn };
 
 struct ModelSpec {
-  std::string architecture;  // "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"
+  std::string
+      architecture;  // "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"
   std::int64_t hidden_size = 0;
   std::int64_t intermediate_size = 0;
   std::int64_t num_layers = 0;
@@ -49,9 +50,9 @@ struct ModelSpec {
   std::vector<std::string> fp8_ignored;
 };
 
-// Reads a config.json and, if given, a generation_config.json, whose end-of-sequence ids take precedence. `where` names
-// the source in messages. Throws Error for a key that is missing, unknown, malformed or set to something that Octavo
-// does not compute, naming it.
+// Reads a config.json and, if given, a generation_config.json, whose end-of-sequence ids take precedence.
+// `where` names the source in messages. Throws Error for a key that is missing, unknown, malformed or set to
+// something that Octavo does not compute, naming it.
 ModelSpec parse_hf_config(std::string_view json, const std::string& where,
                           std::optional<std::string_view> generation_config_json = std::nullopt);
 
