@@ -28,8 +28,7 @@ std::vector<std::int32_t> ids_of(const json& value, const std::string& where, co
   for (const json& id : value) {
     if (!id.is_number_integer() || (id.is_number_unsigned() && id.get<std::uint64_t>() > 0x7fffffffU) ||
         id.get<std::int64_t>() < 0)
-      fail("{}: {} must hold token ids, integers from 0, but one is {}", where, what,
-           id.dump(-1, ' ', false, json::error_handler_t::replace));
+      fail("{}: {} must hold token ids, integers from 0, but one is {}", where, what, printable_json(id));
     ids.push_back(id.get<std::int32_t>());
   }
   return ids;
@@ -41,7 +40,7 @@ json object_of(std::string_view line, const std::string& where, std::initializer
   for (const auto& [key, value] : object.items()) {
     bool known = false;
     for (const char* name : keys) known = known || key == name;
-    if (!known) fail("{}: unknown key '{}'; a line has {}", where, key, fmt::join(keys, ", "));
+    if (!known) fail("{}: unknown key '{}'; a line has {}", where, printable(key), fmt::join(keys, ", "));
   }
   if (!object.contains("id")) fail("{}: the key 'id' is missing", where);
   const json& id = object["id"];
