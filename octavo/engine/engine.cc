@@ -70,7 +70,7 @@ std::string Engine::submit(Request request, Sink sink, WhenFull when_full) {
 std::string Engine::enqueue(Request request, Sink sink, WhenFull when_full, bool scoring) {
   if (when_full == WhenFull::kWait) refuse_in_sink("a blocking submit");
   try {
-    core_.check(request, scoring);
+    core_.limits().check(request, scoring);
   } catch (const Error& error) {
     if (request.id.empty()) throw;
     fail("request '{}': {}", request.id, error.what());
@@ -123,7 +123,7 @@ std::vector<Output> Engine::run_all(std::vector<Request> requests, const Sink& o
   refuse_in_sink(scoring ? "score" : "generate");
   for (std::size_t i = 0; i < requests.size(); ++i) {
     try {
-      core_.check(requests[i], scoring);
+      core_.limits().check(requests[i], scoring);
     } catch (const Error& error) {
       const std::string name = requests[i].id.empty() ? std::to_string(i) : "'" + requests[i].id + "'";
       fail("request {}: {}", name, error.what());

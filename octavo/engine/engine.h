@@ -89,7 +89,7 @@ class Engine {
 
   EngineStats stats() const;
   const ModelSpec& spec() const { return core_.model().spec(); }
-  std::int64_t max_context() const { return core_.max_context(); }
+  std::int64_t max_context() const { return core_.limits().max_context(); }
 
   // Ends every request with abort, wakes every waiting call, stops the thread. Later calls throw Error.
   void shutdown();

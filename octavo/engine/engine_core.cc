@@ -15,14 +15,9 @@ namespace octavo {
 namespace {
 
 constexpr std::int64_t kBlockSize = KvGeometry::block_size;
-// Samples share a prompt, but each holds its own tokens: this bounds what one request can make the engine
-// hold.
-constexpr std::int64_t kMaxSamples = 4096;
-
 std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockSize - 1) / kBlockSize; }
 
-// A model's vocabulary may be padded beyond its tokenizer's; such an id is a token like any other, without
-// text.
+// A model's vocabulary may be padded beyond its tokenizer's; such an id has no text.
 std::string text_of(StreamingDetokenizer& detokenizer, std::int32_t token) {
   try {
     return detokenizer.push(token);
@@ -33,39 +28,6 @@ std::string text_of(StreamingDetokenizer& detokenizer, std::int32_t token) {
 
 Rollout& rollout_of(const Scheduler::Chunk& chunk) { return static_cast<Rollout&>(*chunk.sequence); }
 
-std::int64_t context_of(const ModelSpec& spec, const EngineOptions& options) {
-  if (options.max_context > spec.max_position_embeddings)
-    fail("max_context is {}, but the model's max_position_embeddings is {}", options.max_context,
-         spec.max_position_embeddings);
-  return options.max_context > 0 ? options.max_context : spec.max_position_embeddings;
-}
-
-KvGeometry geometry_of(const ModelSpec& spec, const EngineOptions& options) {
-  KvGeometry geometry{.num_blocks = 0, .num_kv_heads = spec.num_kv_heads, .head_dim = spec.head_dim};
-  const std::size_t block_bytes = KvMemory::block_bytes(spec.num_layers, geometry);
-  geometry.num_blocks = options.kv_tokens > 0 ? blocks_for(options.kv_tokens)
-                                              : static_cast<std::int64_t>(options.kv_bytes / block_bytes);
-  if (geometry.num_blocks < 1)
-    fail("kv_bytes is {}, but one block of {} tokens takes {} bytes; give more", options.kv_bytes, kBlockSize,
-         block_bytes);
-  const std::int64_t enough = options.max_sequences * blocks_for(context_of(spec, options));
-  geometry.num_blocks = std::min(geometry.num_blocks, enough);
-  return geometry;
-}
-
-const EngineOptions& checked(const EngineOptions& options) {
-  if (options.max_sequences < 1) fail("max_sequences is {}; it must be at least 1", options.max_sequences);
-  if (options.max_batch_tokens < options.max_sequences)
-    fail(
-        "max_batch_tokens is {}; it must be at least max_sequences, {}, so that each can have a token in a "
-        "step",
-        options.max_batch_tokens, options.max_sequences);
-  if (options.max_context < 0) fail("max_context is {}; it must be >= 0", options.max_context);
-  if (options.max_waiting < 1) fail("max_waiting is {}; it must be at least 1", options.max_waiting);
-  if (options.kv_tokens < 0) fail("kv_tokens is {}; it must be >= 0", options.kv_tokens);
-  return options;
-}
-
 }  // namespace
 
 EngineCore::EngineCore(std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<Ops> ops,
@@ -74,10 +36,10 @@ EngineCore::EngineCore(std::shared_ptr<const Tokenizer> tokenizer, std::unique_p
       ops_(std::move(ops)),
       model_(std::move(model)),
       pool_(pool),
-      options_(checked(options)),
-      max_context_(context_of(model_->spec(), options_)),
-      kv_(model_->spec().num_layers, geometry_of(model_->spec(), options_), options_.poison_kv),
-      blocks_(geometry_of(model_->spec(), options_).num_blocks),
+      options_(options),
+      limits_(model_->spec(), options, tokenizer_ != nullptr),
+      kv_(model_->spec().num_layers, limits_.kv_geometry(), options_.poison_kv),
+      blocks_(limits_.kv_geometry().num_blocks),
       cache_(blocks_, options_.weight_version),
       scheduler_({.max_sequences = options_.max_sequences,
                   .max_batch_tokens = options_.max_batch_tokens,
@@ -85,49 +47,7 @@ EngineCore::EngineCore(std::shared_ptr<const Tokenizer> tokenizer, std::unique_p
                  blocks_, cache_),
       sampler_(model_->spec().vocab_size, best_isa()),
       scratch_(static_cast<std::size_t>(pool.size())) {
-  // No sequence is longer than the KV cache, whatever the model would allow.
-  const std::int64_t positions = std::min(max_context_, blocks_.total() * kBlockSize);
-  model_->reserve(options_.max_batch_tokens, options_.max_sequences, positions);
-}
-
-void EngineCore::check(const Request& request, bool scoring) const {
-  const SamplingParams& sampling = request.sampling;
-  sampling.validate();
-  if (sampling.n > kMaxSamples)
-    fail("n is {}; at most {} samples a request are possible", sampling.n, kMaxSamples);
-  if (tokenizer_ == nullptr && !(sampling.stop.empty() && sampling.bad_words.empty()))
-    fail("stop strings and bad_words need a tokenizer, and this engine has none; use stop_token_ids");
-
-  const std::int64_t vocab = model_->spec().vocab_size;
-  const auto prompt = static_cast<std::int64_t>(request.prompt_ids.size());
-  if (prompt == 0) fail("the prompt is empty; give at least one token");
-  for (std::int64_t i = 0; i < prompt; ++i) {
-    const std::int32_t id = request.prompt_ids[static_cast<std::size_t>(i)];
-    if (id < 0 || id >= vocab)
-      fail("token {} of the prompt is {}, which is outside the vocabulary of {} (ids 0 to {})", i, id, vocab,
-           vocab - 1);
-  }
-  for (const std::int32_t id : sampling.stop_token_ids)
-    if (id < 0 || id >= vocab)
-      fail("stop token {} is outside the vocabulary of {} (ids 0 to {})", id, vocab, vocab - 1);
-
-  const std::int64_t output = scoring ? 0 : sampling.max_tokens;
-  if (prompt >= max_context_ + (scoring ? 1 : 0))
-    fail("the prompt of {} tokens {} the context of {}; shorten it", prompt,
-         prompt > max_context_ ? "is longer than" : "leaves no room for output in", max_context_);
-  if (output > max_context_ - prompt)
-    fail(
-        "prompt of {} + max_tokens of {} = {} tokens is more than the context of {}; lower max_tokens to {} "
-        "or less",
-        prompt, output, prompt + output, max_context_, max_context_ - prompt);
-  // The last token's keys and values are never needed.
-  const std::int64_t stored = std::max<std::int64_t>(prompt + output - 1, 1);
-  if (blocks_for(stored) > blocks_.total())
-    fail(
-        "prompt of {} + max_tokens of {} need KV room for {} tokens = {} blocks of {}, but there are {} "
-        "blocks; "
-        "give the engine more KV memory or lower max_tokens",
-        prompt, output, stored, blocks_for(stored), kBlockSize, blocks_.total());
+  model_->reserve(options_.max_batch_tokens, options_.max_sequences, limits_.max_positions());
 }
 
 void EngineCore::accept(std::unique_ptr<Group> group) {

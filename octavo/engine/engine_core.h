@@ -16,6 +16,7 @@
 #include "octavo/engine/engine_options.h"
 #include "octavo/engine/group.h"
 #include "octavo/engine/kv_memory.h"
+#include "octavo/engine/limits.h"
 #include "octavo/engine/sampler.h"
 #include "octavo/engine/scheduler.h"
 #include "octavo/model/model.h"
@@ -28,10 +29,6 @@ class EngineCore {
   // Reserves KV memory and the model's scratch. Throws Error for options that make no sense together.
   EngineCore(std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<Ops> ops,
              std::unique_ptr<Model> model, const EngineOptions& options, ThreadPool& pool);
-
-  // Throws Error for a request that makes no sense or can never fit. Reads constant state only: any thread
-  // may call it.
-  void check(const Request& request, bool scoring) const;
 
   void accept(std::unique_ptr<Group> group);
   // Schedules and computes one step, samples, and tells the sinks. Does nothing when idle.
@@ -49,7 +46,7 @@ class EngineCore {
   Model& model() { return *model_; }
   const Model& model() const { return *model_; }
   const Tokenizer* tokenizer() const { return tokenizer_.get(); }
-  std::int64_t max_context() const { return max_context_; }
+  const Limits& limits() const { return limits_; }
   EngineStats stats() const;
 
   // Called with the id of a request whose last sample has ended, before its sink hears of it.
@@ -94,7 +91,7 @@ class EngineCore {
   std::unique_ptr<Model> model_;
   ThreadPool& pool_;
   EngineOptions options_;
-  std::int64_t max_context_ = 0;
+  Limits limits_;
 
   KvMemory kv_;
   KvBlocks blocks_;

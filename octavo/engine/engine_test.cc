@@ -25,11 +25,15 @@ std::string complaint(const std::function<void()>& body) {
   return "";
 }
 
-// Lets another thread know what a request's sink hears.
+// Lets another thread know what a request's sink hears. A slow one gives that thread time to step in: the
+// engine waits for it at every token.
 class Listener {
  public:
+  explicit Listener(std::chrono::milliseconds delay = {}) : delay_(delay) {}
+
   Sink sink() {
     return [this](const Event& event) {
+      if (event.finished == nullptr) std::this_thread::sleep_for(delay_);
       const std::lock_guard lock(mutex_);
       if (event.token_id) ++tokens_;
       if (event.finished != nullptr) outputs_.push_back(*event.finished);
@@ -53,11 +57,13 @@ class Listener {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::chrono::milliseconds delay_;
   int tokens_ = 0;
   std::vector<Output> outputs_;
 };
+constexpr auto kSlow = std::chrono::milliseconds(4);  // a second for the request below
 
-// Generates long enough to be caught in the act.
+// Generates long enough to be caught in the act by way of a slow listener.
 Request endless() { return long_request(250); }
 
 TEST(Engine, GeneratesAndReports) {
@@ -142,7 +148,7 @@ TEST(Engine, RefusesWhatMakesNoSenseOrCanNeverFit) {
           "200 + max_tokens of 57 = 257 tokens is more than the context of 256; lower max_tokens to 56"));
   EXPECT_THAT(refused({.id = {},
                        .prompt_ids = {1},
-                       .sampling = {.max_tokens = std::numeric_limits<std::int64_t>::max() - 1}}),
+                       .sampling = {.max_tokens = std::numeric_limits<std::int64_t>::max()}}),
               HasSubstr("lower max_tokens to 255"));
   EXPECT_THAT(refused({.id = {}, .prompt_ids = {1, 2}, .sampling = {.max_tokens = 64}}),
               HasSubstr("65 tokens = 5 blocks of 16, but there are 4 blocks"));
@@ -205,7 +211,7 @@ TEST(Engine, IdsAreUniqueAmongRequestsInFlight) {
 
 TEST(Engine, CancelEndsWaitingAndRunningRequests) {
   TinyEngine tiny({.max_sequences = 1});
-  Listener running;
+  Listener running(kSlow);
   Listener waiting;
   const std::string first = tiny.engine.submit(endless(), running.sink());
   Request group = endless();
@@ -226,7 +232,7 @@ TEST(Engine, CancelEndsWaitingAndRunningRequests) {
 
 TEST(Engine, PauseAbortReturnsWhatThereIs) {
   TinyEngine tiny;
-  Listener listener;
+  Listener listener(kSlow);
   tiny.engine.submit(endless(), listener.sink());
   listener.wait_for_tokens(2);
   EXPECT_TRUE(tiny.engine.pause(PauseMode::kAbort));
@@ -270,7 +276,7 @@ TEST(Engine, PauseWaitFinishesWhatWasAccepted) {
 
 TEST(Engine, AResumeEndsAPauseThatWaits) {
   TinyEngine tiny;
-  Listener listener;
+  Listener listener(kSlow);
   Request group = endless();
   group.sampling.n = 64;  // work for longer than this test takes
   tiny.engine.submit(group, listener.sink());
@@ -285,7 +291,7 @@ TEST(Engine, AResumeEndsAPauseThatWaits) {
 // tokens so far; and each token says which weights produced it.
 TEST(Engine, KeptSequencesContinueWithTheNewWeights) {
   TinyEngine tiny({.weight_version = 1});
-  Listener listener;
+  Listener listener(kSlow);
   Request request = endless();
   tiny.engine.submit(request, listener.sink());
   listener.wait_for_tokens(20);
@@ -319,7 +325,7 @@ TEST(Engine, KeptSequencesContinueWithTheNewWeights) {
 
 TEST(Engine, KeptKeysAndValuesAreKeptButNotShared) {
   TinyEngine tiny({.weight_version = 1});
-  Listener listener;
+  Listener listener(kSlow);
   Request request = endless();
   tiny.engine.submit(request, listener.sink());
   listener.wait_for_tokens(40);
@@ -447,7 +453,7 @@ TEST(Engine, ASinkMaySubmitAndCancelButNotWait) {
 
 TEST(Engine, ShutdownEndsEverything) {
   TinyEngine tiny({.max_sequences = 1, .max_waiting = 1});
-  Listener listener;
+  Listener listener(kSlow);
   tiny.engine.submit(endless(), listener.sink());
   listener.wait_for_tokens(1);
   tiny.engine.submit(endless(), listener.sink(), WhenFull::kWait);

@@ -1,0 +1,37 @@
+// What fits: the sizes that follow from a model and its engine's options, and which requests they rule out.
+#pragma once
+
+#include <cstdint>
+
+#include "octavo/checkpoint/model_spec.h"
+#include "octavo/engine/engine_options.h"
+#include "octavo/engine/request.h"
+#include "octavo/ops/ops.h"
+
+namespace octavo {
+
+// Immutable, so any thread may use it.
+class Limits {
+ public:
+  // Throws Error for options that make no sense together or with the model.
+  Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tokenizer);
+
+  std::int64_t max_context() const { return max_context_; }
+  const KvGeometry& kv_geometry() const { return geometry_; }
+  // Positions that a sequence can reach: no sequence is longer than the KV cache, whatever the model would
+  // allow.
+  std::int64_t max_positions() const;
+
+  // Throws Error for a request that makes no sense, or that could never fit; the message has the arithmetic.
+  void check(const Request& request, bool scoring) const;
+
+ private:
+  void check_ids(const Request& request) const;
+
+  std::int64_t vocab_size_ = 0;
+  bool has_tokenizer_ = false;
+  std::int64_t max_context_ = 0;
+  KvGeometry geometry_;
+};
+
+}  // namespace octavo
