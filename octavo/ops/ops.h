@@ -84,9 +84,9 @@ struct BatchSpan {
 };
 
 struct Batch {
-  std::span<const std::int32_t> token_ids;  // [T]
-  std::span<const std::int32_t> positions;  // [T]
-  std::span<const BatchSpan> spans;
+  std::span<const std::int32_t> token_ids;   // [T]
+  std::span<const std::int32_t> positions;   // [T]
+  std::span<const BatchSpan> spans;          // in the order of their tokens, covering all of them
   std::span<const std::int32_t> logit_rows;  // tokens whose logits are wanted, rising
 };
 

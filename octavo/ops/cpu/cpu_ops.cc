@@ -75,29 +75,22 @@ class CpuOps final : public Ops {
 
   void rope_and_store(bf16* qkv, const Batch& batch, const AttentionShape& shape, const float* q_norm,
                       const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv) override {
-    for (const BatchSpan& span : batch.spans) {
-      for_each_token(span.num_tokens, [&](std::int64_t i) {
-        const std::int64_t position = span.first_position + i;
-        bf16* row = qkv + (span.first_token + i) * shape.qkv_cols;
-        RopeTask task;
-        task.head_dim = shape.head_dim;
-        task.eps = eps;
-        task.cos = rope.cos + position * (shape.head_dim / 2);
-        task.sin = rope.sin + position * (shape.head_dim / 2);
-        task.norm = q_norm;
-        for (std::int64_t h = 0; h < shape.num_heads; ++h) {
-          task.head = row + shape.q_begin + h * shape.head_dim;
-          kernels_.rope(task);
-        }
-        task.norm = k_norm;
-        for (std::int64_t h = 0; h < shape.num_kv_heads; ++h) {
-          task.head = row + shape.k_begin + h * shape.head_dim;
-          kernels_.rope(task);
-        }
-        store_kv(row, shape, span.blocks[position / KvGeometry::block_size],
-                 position % KvGeometry::block_size, kv);
-      });
-    }
+    span_of_.clear();
+    for (const BatchSpan& span : batch.spans) span_of_.insert(span_of_.end(), span.num_tokens, &span);
+    // A token touches a cache line for every two key dimensions, so even a batch of decodes is worth sharing
+    // out.
+    constexpr std::int64_t kGrain = 2;
+    pool_.parallel_for(static_cast<std::int64_t>(span_of_.size()), kGrain,
+                       [&](std::int64_t begin, std::int64_t end) {
+                         for (std::int64_t t = begin; t < end; ++t) {
+                           const BatchSpan& span = *span_of_[static_cast<std::size_t>(t)];
+                           const std::int64_t position = batch.positions[static_cast<std::size_t>(t)];
+                           bf16* row = qkv + t * shape.qkv_cols;
+                           rotate_heads(row, shape, q_norm, k_norm, eps, rope, position);
+                           store_kv(row, shape, span.blocks[position / KvGeometry::block_size],
+                                    position % KvGeometry::block_size, kv);
+                         }
+                       });
   }
 
   void attention(const bf16* qkv, const Batch& batch, const AttentionShape& shape, const KvLayer& kv,
@@ -187,6 +180,25 @@ class CpuOps final : public Ops {
     });
   }
 
+  void rotate_heads(bf16* row, const AttentionShape& shape, const float* q_norm, const float* k_norm,
+                    float eps, const RopeTable& rope, std::int64_t position) const {
+    RopeTask task;
+    task.head_dim = shape.head_dim;
+    task.eps = eps;
+    task.cos = rope.cos + position * (shape.head_dim / 2);
+    task.sin = rope.sin + position * (shape.head_dim / 2);
+    task.norm = q_norm;
+    for (std::int64_t h = 0; h < shape.num_heads; ++h) {
+      task.head = row + shape.q_begin + h * shape.head_dim;
+      kernels_.rope(task);
+    }
+    task.norm = k_norm;
+    for (std::int64_t h = 0; h < shape.num_kv_heads; ++h) {
+      task.head = row + shape.k_begin + h * shape.head_dim;
+      kernels_.rope(task);
+    }
+  }
+
   static std::int64_t padded(std::int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
   static void store_kv(const bf16* row, const AttentionShape& shape, std::int64_t block, std::int64_t slot,
@@ -253,6 +265,7 @@ class CpuOps final : public Ops {
   const Kernels& few_;
   const Kernels& kernels_;
   std::vector<AttentionWork> work_;
+  std::vector<const BatchSpan*> span_of_;  // of each token of the batch
 };
 
 }  // namespace

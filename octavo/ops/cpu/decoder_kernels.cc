@@ -75,18 +75,27 @@ void rope(const RopeTask& task) {
   float scale = 1.0F;
   if (task.norm != nullptr)
     scale = inverse_rms(sum_of_squares(task.head, task.head_dim), task.head_dim, task.eps);
-  for (std::int64_t i = 0; i < half; i += 16) {
-    const int count = static_cast<int>(std::min<std::int64_t>(16, half - i));
-    V16 a = load_partial(task.head + i, count);
-    V16 b = load_partial(task.head + half + i, count);
+  const auto rotate = [&](std::int64_t i, auto&& get, auto&& put) {
+    V16 a = get(task.head + i);
+    V16 b = get(task.head + half + i);
     if (task.norm != nullptr) {
-      a = a * set1(scale) * load_partial(task.norm + i, count);
-      b = b * set1(scale) * load_partial(task.norm + half + i, count);
+      a = a * set1(scale) * get(task.norm + i);
+      b = b * set1(scale) * get(task.norm + half + i);
     }
-    const V16 cos = load_partial(task.cos + i, count);
-    const V16 sin = load_partial(task.sin + i, count);
-    store_partial(task.head + i, a * cos - b * sin, count);
-    store_partial(task.head + half + i, b * cos + a * sin, count);
+    const V16 cos = get(task.cos + i);
+    const V16 sin = get(task.sin + i);
+    put(task.head + i, a * cos - b * sin);
+    put(task.head + half + i, b * cos + a * sin);
+  };
+  std::int64_t i = 0;
+  for (; i + 16 <= half; i += 16)
+    rotate(
+        i, [](const auto* p) { return load(p); }, [](bf16* p, V16 v) { store(p, v); });
+  if (i < half) {
+    const int rest = static_cast<int>(half - i);
+    rotate(
+        i, [&](const auto* p) { return load_partial(p, rest); },
+        [&](bf16* p, V16 v) { store_partial(p, v, rest); });
   }
 }
 
