@@ -15,7 +15,7 @@ namespace octavo {
 [[noreturn]] inline void refuse_part(std::string_view kind, std::string_view type, std::string_view supported,
                                      const std::string& where) {
   fail("{}: {} '{}' is not supported (supported: {}); use a model with a byte-level BPE tokenizer", where,
-       kind, type, supported);
+       kind, printable(type), supported);
 }
 
 // Calls `visit` on a part, on each member of a (nested) Sequence, whose list is named `list`, and never on
