@@ -161,22 +161,33 @@ class CpuOps final : public Ops {
     assert((x.scales != nullptr) == (weight.precision == Precision::kFP8));
     task.x = x.data;
     task.x_scales = x.scales;
-    task.tokens = tokens;
     task.weight = &weight;
     constexpr std::int64_t kFewTokens = 4;
     const Kernels& kernels = tokens <= kFewTokens ? few_ : kernels_;
+
+    // Equal shares of tiles, in whole register blocks as far as possible; several shares a thread where there
+    // are so many tiles that balancing is cheap. Long batches are cut by tokens as well, since tiles alone
+    // may not divide.
+    constexpr std::int64_t kTokenChunk = 256;
+    constexpr std::int64_t kManyTiles = 64;
     const std::int64_t tiles = weight.out / kTileRows;
-    // One chunk a thread where the work is small, several (of whole register blocks) where it is large enough
-    // to be worth balancing.
-    const std::int64_t chunks = tokens * weight.in * weight.out > (std::int64_t{1} << 22) ? 8 : 1;
-    std::int64_t grain = (tiles + pool_.size() * chunks - 1) / (pool_.size() * chunks);
-    if (grain > 4) grain = (grain + 3) / 4 * 4;
-    if (chunks == 1) grain = (tiles + pool_.size() - 1) / pool_.size();
-    pool_.parallel_for(tiles, grain, [&](std::int64_t begin, std::int64_t end) {
-      LinearTask part = task;
-      part.tile_begin = begin;
-      part.tile_end = end;
-      kernels.linear(part);
+    const std::int64_t share = (tiles + pool_.size() - 1) / pool_.size();
+    const std::int64_t grain = share >= kManyTiles ? (share / 4 + 3) / 4 * 4 : (share + 1) / 2 * 2;
+    const std::int64_t tile_chunks = (tiles + grain - 1) / grain;
+    const std::int64_t token_chunks = (tokens + kTokenChunk - 1) / kTokenChunk;
+    pool_.parallel_for(tile_chunks * token_chunks, 1, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t i = first; i < last; ++i) {
+        const std::int64_t begin = i / tile_chunks * kTokenChunk;
+        LinearTask part = task;
+        part.tokens = std::min(kTokenChunk, tokens - begin);
+        part.x += begin * weight.in;
+        if (part.x_scales != nullptr) part.x_scales += begin * weight.scale_cols();
+        if (part.out_bf16 != nullptr) part.out_bf16 += begin * weight.out;
+        if (part.out_f32 != nullptr) part.out_f32 += begin * weight.out;
+        part.tile_begin = i % tile_chunks * grain;
+        part.tile_end = std::min(tiles, part.tile_begin + grain);
+        kernels.linear(part);
+      }
     });
   }
 
