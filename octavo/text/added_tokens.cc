@@ -24,6 +24,7 @@ bool is_single_word(std::string_view text, std::size_t begin, std::size_t end) {
          (end == text.size() || !is_word(character_at(text, end)));
 }
 
+// Goes no further left than `least`, lest a run of tokens that are white space take quadratic time.
 std::size_t without_space_before(std::string_view text, std::size_t begin, std::size_t least) {
   while (begin > least && is_space(character_before(text, begin))) {
     do {

@@ -121,6 +121,33 @@ TEST(Tokenizer, SpecialTokensInTextNeedNoPostProcessor) {
   EXPECT_EQ(tokenizer.decode(Ids{256, 259, 97, 260}, true), "aaa<tool>");
 }
 
+// The cases that a random text seldom holds; the ids are Hugging Face's.
+TEST(Tokenizer, AddedTokensDoNotOverlap) {
+  nlohmann::json data = small_tokenizer();
+  auto& added = data["added_tokens"];
+  const auto add = [&](const char* content, std::initializer_list<const char*> flags) {
+    nlohmann::json token = added[1];
+    token["id"] = 259 + added.size();
+    token["content"] = content;
+    for (const char* flag : flags) token[flag] = true;
+    added.push_back(token);
+  };
+  add("xyx", {});                 // 261
+  add("xz", {});                  // 262
+  add("wordy", {"single_word"});  // 263
+  add("word", {});                // 264
+  add("<r>", {"rstrip"});         // 265
+  add("\n", {});                  // 266
+  const Tokenizer tokenizer = Tokenizer::from_json(data.dump(), "overlap");
+  EXPECT_THAT(tokenizer.encode("xyxz"), ElementsAre(261, 'z'));
+  EXPECT_THAT(tokenizer.encode("wordy"), ElementsAre(263));
+  // The longer token is found first and discarded; the shorter is not looked for in its place.
+  EXPECT_THAT(tokenizer.encode("wordyz"), ElementsAre('w', 'o', 'r', 'd', 'y', 'z'));
+  EXPECT_THAT(tokenizer.encode("wordz"), ElementsAre(264, 'z'));
+  // The line ends that <r> swallows are tokens all the same, and so is what stands between them.
+  EXPECT_THAT(tokenizer.encode("<r> \n \nz"), ElementsAre(265, 266, ' ', 266, 'z'));
+}
+
 // Quadratic merging or matching would take hours here and run into the test's time limit.
 TEST(Tokenizer, HostileLengthsTakeLinearTime) {
   for (const char* name : {"gpt2", "smollm2", "llama3", "qwen2", "llama2"}) {
