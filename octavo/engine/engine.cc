@@ -87,7 +87,7 @@ std::string Engine::enqueue(Request request, Sink sink, WhenFull when_full, bool
     throw QueueFull(fmt::format(
         "{} requests are waiting already, the most that max_waiting allows; try again later", max_waiting_));
   }
-  const std::string id = free_id(wanted_id);
+  std::string id = free_id(wanted_id);
   group->name(id, arrivals_++);
   ids_.insert(id);
   incoming_.push_back(std::move(group));
@@ -109,6 +109,7 @@ std::vector<Output> Engine::generate(std::vector<Request> requests, const Sink& 
 
 std::vector<std::vector<float>> Engine::score(const std::vector<std::vector<std::int32_t>>& sequences) {
   std::vector<Request> requests;
+  requests.reserve(sequences.size());
   for (const auto& tokens : sequences) requests.push_back({.id = {}, .prompt_ids = tokens, .sampling = {}});
   std::vector<std::vector<float>> result;
   for (Output& output : run_all(std::move(requests), {}, /*scoring=*/true)) {

@@ -147,6 +147,7 @@ std::size_t Weights::lay_out(std::byte* base) {
   const auto linear = [&](LinearWeight& place, std::int64_t layer, std::int64_t in,
                           const std::vector<NamedPart>& parts, bool bias) {
     std::vector<std::string> names;
+    names.reserve(parts.size());
     for (const NamedPart& part : parts) names.push_back(part.name + ".weight");
     place = make_linear(arena, table_, place, precision_of(layer, names), in, parts, bias,
                         options_.pow2_activations);

@@ -90,7 +90,7 @@ Bpe::Bpe(const nlohmann::json& part, bool byte_level, const std::string& where)
   if (is_set("dropout") && part.at("dropout").get<double>() != 0)
     refuse_part("model", "BPE with dropout", "BPE without dropout", where);
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
-    if (is_set(key) && part.at(key) != "")
+    if (is_set(key) && part.at(key) != nlohmann::json(std::string()))
       refuse_part("model", fmt::format("BPE with {}", key), "BPE without it", where);
 
   byte_fallback_ = is_set("byte_fallback") && part.at("byte_fallback").get<bool>();

@@ -73,7 +73,7 @@ std::string StreamingDetokenizer::finish() {
   return text;
 }
 
-std::string StreamingDetokenizer::strip_start(std::string text) {
+std::string StreamingDetokenizer::strip_start(const std::string& text) {
   const std::string& strip = tokenizer_.parts().decoder.strip_text();
   std::size_t start = 0;
   while (to_strip_ > 0 && start < text.size()) {

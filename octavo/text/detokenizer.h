@@ -20,7 +20,7 @@ class StreamingDetokenizer {
 
  private:
   std::string take_pending();
-  std::string strip_start(std::string text);
+  std::string strip_start(const std::string& text);
 
   Tokenizer tokenizer_;
   bool skip_special_tokens_;

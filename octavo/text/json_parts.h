@@ -44,7 +44,7 @@ inline std::string fixed_pattern(const nlohmann::json& part, std::string_view ki
                                  const std::string& where) {
   const auto& pattern = part.at("pattern");
   if (!pattern.contains("String")) refuse_part(kind, "Replace of a Regex", "Replace of a String", where);
-  const std::string text = pattern.at("String");
+  std::string text = pattern.at("String");
   if (text.empty()) fail("{}: {} Replace has an empty pattern; remove it", where, kind);
   return text;
 }
