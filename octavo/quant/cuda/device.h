@@ -1,0 +1,92 @@
+// What every CUDA file of Octavo needs of the runtime: errors as exceptions, owned device memory, and launches
+// that may start before the kernel ahead of them has ended.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace octavo::cuda {
+
+// Throws SystemError with CUDA's own words when `status` is not success.
+void check(cudaError_t status, const char* what);
+
+// Device memory. Throws SystemError (with the arithmetic) when the device has no room.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  explicit DeviceBuffer(std::size_t bytes);
+  ~DeviceBuffer();
+  DeviceBuffer(DeviceBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+
+  std::size_t bytes() const { return bytes_; }
+  template <typename T = std::byte>
+  T* data() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// Host to device and back; both wait.
+template <typename T>
+DeviceBuffer to_device(std::span<const T> values) {
+  DeviceBuffer out(values.size_bytes());
+  check(cudaMemcpy(out.data(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice), "copy to the device");
+  return out;
+}
+template <typename T>
+DeviceBuffer to_device(const std::vector<T>& values) {
+  return to_device(std::span<const T>(values));
+}
+template <typename T>
+std::vector<T> to_host(const DeviceBuffer& buffer) {
+  std::vector<T> out(buffer.bytes() / sizeof(T));
+  check(cudaMemcpy(out.data(), buffer.data(), out.size() * sizeof(T), cudaMemcpyDeviceToHost),
+        "copy from the device");
+  return out;
+}
+
+#ifdef __CUDACC__
+
+// Waits until the kernels ahead in the stream have ended and their memory is visible. Every kernel that is
+// launched by launch() calls it before it touches memory that another kernel writes or reads.
+__device__ inline void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// Lets the next kernel of the stream start, up to its own wait_for_previous_kernel().
+__device__ inline void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+
+// Programmatic dependent launch (CUDA programming guide, "Programmatic Dependent Launch and Synchronization"):
+// the kernel may begin while the one before it drains.
+template <typename... Parameters, typename... Args>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
+            Args&&... args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), "kernel launch");
+}
+
+#endif
+
+}  // namespace octavo::cuda
