@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 packages=(
   ccache cmake g++ git make ninja-build pkg-config python3-venv
-  libcli11-dev libfmt-dev libgmock-dev libgtest-dev libpcre2-dev libspdlog-dev libutf8proc-dev libxxhash-dev
+  libcli11-dev libfmt-dev libgmock-dev libgtest-dev libpcre2-dev libspdlog-dev libutf8proc-dev libxxhash-dev libyaml-cpp-dev
   nlohmann-json3-dev
 )
 if [ "${1:-}" = --clang ]; then

@@ -22,7 +22,7 @@ def golden():
     step.summary.value.add(tag="lr", simple_value=1e-6)
     step.summary.value.add(
         tag="importance_weight/histogram",
-        histo=summary_pb2.HistogramProto(min=0.5, max=2, num=4, sum=4.75, sum_squares=5.8125,
+        histo=summary_pb2.HistogramProto(min=0.5, max=2, num=4, sum=5, sum_squares=6.75,
                                          bucket_limit=[1, 1.5, 2], bucket=[1, 2, 1]))
     print("version", event_pb2.Event(wall_time=1234.5, file_version="brain.Event:2").SerializeToString().hex())
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
