@@ -26,6 +26,8 @@ int main(int argc, char** argv) {
   octavo::add_quantize(app);
   octavo::add_inspect(app);
   octavo::add_bench(app);
+  octavo::add_report(app);
+  octavo::add_compare(app);
 
   try {
     app.parse(argc, argv);
