@@ -18,8 +18,6 @@ constexpr unsigned kAll = 0xffffffffU;
 template <typename T>
 struct Packed {  // bf16 and f16
   uint4 raw;
-  // Makes the compiler unpack again from here on, instead of keeping the floats, which would spill.
-  __device__ void forget() { asm volatile("" : "+r"(raw.x), "+r"(raw.y), "+r"(raw.z), "+r"(raw.w)); }
   __device__ void load(const void* p, bool whole, int count) {
     if (whole) {
       raw = __ldcs(static_cast<const uint4*>(p));
@@ -31,7 +29,15 @@ struct Packed {  // bf16 and f16
     for (int i = 0; i < 8; ++i)
       if (i < count) words[i / 2] |= std::uint32_t{values[i]} << (i % 2 * 16);
     raw = {words[0], words[1], words[2], words[3]};
-    forget();  // one step's single values at a time: all at once would spill
+  }
+  // The largest magnitude, as the bits of a float. The order of 16-bit magnitudes is that of integers.
+  __device__ std::uint32_t magnitude(bool) const {
+    constexpr std::uint32_t kMagnitude = 0x7fff7fffU;
+    const std::uint32_t pair = __vmaxu2(__vmaxu2(raw.x & kMagnitude, raw.y & kMagnitude),
+                                        __vmaxu2(raw.z & kMagnitude, raw.w & kMagnitude));
+    const std::uint32_t largest = max(pair >> 16, pair & 0xffffU);
+    if constexpr (std::is_same_v<T, bf16>) return largest << 16;
+    return __float_as_uint(__half2float(__ushort_as_half(static_cast<unsigned short>(largest))));
   }
   __device__ void get(float (&v)[8]) const {
     if constexpr (std::is_same_v<T, bf16>) {
@@ -50,7 +56,6 @@ struct Packed {  // bf16 and f16
 template <>
 struct Packed<float> {
   float values[8];
-  __device__ void forget() {}
   __device__ void load(const void* p, bool whole, int count) {
     const auto* floats = static_cast<const float*>(p);
     if (whole) {
@@ -60,6 +65,11 @@ struct Packed<float> {
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = i < count ? floats[i] : 0.0F;
+  }
+  // `as_bf16`: of the values rounded to bf16, where the largest may overflow.
+  __device__ std::uint32_t magnitude(bool as_bf16) const {
+    std::uint32_t largest = magnitude_bits(values);
+    return as_bf16 ? __float_as_uint(low_bf16(pack_bf16(__uint_as_float(largest), 0.0F))) : largest;
   }
   __device__ void get(float (&v)[8]) const {
 #pragma unroll
@@ -119,33 +129,22 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
       values[i].load(static_cast<const T*>(job.source) + row * job.row_stride + col, whole, count_here);
   }
 
-  float v[8];
+  const bool as_bf16 = job.target == WeightJob::Target::kBF16;
   std::uint32_t largest = 0;
 #pragma unroll
-  for (int i = 0; i < kSteps; ++i) {
-    values[i].get(v);
-    if (job.target == WeightJob::Target::kBF16) {  // rounding may overflow: look at what will be stored
-      const uint4 rounded = pack8(v);
-      unpack8(rounded, v);
-    }
-    largest = max(largest, magnitude_bits(v));
-  }
+  for (int i = 0; i < kSteps; ++i) largest = max(largest, values[i].magnitude(as_bf16));
   largest = block_max(largest);
-#pragma unroll
-  for (int i = 0; i < kSteps; ++i) values[i].forget();
+  float v[8];
   if (largest >= 0x7f800000U) {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      values[i].forget();
+      if (values[i].magnitude(as_bf16) < 0x7f800000U) continue;
       values[i].get(v);
-      if (job.target == WeightJob::Target::kBF16) {
-        const uint4 rounded = pack8(v);
-        unpack8(rounded, v);
+      const std::int64_t at = (first_row + i * kRowStep) * job.cols + col;
+      for (int j = 7; j >= 0; --j) {
+        const float stored = as_bf16 ? low_bf16(pack_bf16(v[j], 0.0F)) : v[j];
+        if (!isfinite(stored)) atomicMin(first_bad + index, static_cast<unsigned long long>(at + j));
       }
-      const std::int64_t row = first_row + i * kRowStep;
-      for (int j = 0; j < 8; ++j)
-        if (!isfinite(v[j]))
-          atomicMin(first_bad + index, static_cast<unsigned long long>(row * job.cols + col + j));
     }
     return;
   }

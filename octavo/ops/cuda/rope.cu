@@ -1,0 +1,109 @@
+// Optional RMSNorm of the heads, rotary embedding, and the write into the paged cache, one warp a head.
+#include "octavo/ops/cuda/kernels.h"
+#include "octavo/ops/cuda/kv_layout.cuh"
+#include "octavo/quant/cuda/device.h"
+#include "octavo/quant/cuda/vector_io.cuh"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+
+struct RopeArguments {
+  bf16* qkv;
+  const std::int32_t* positions;
+  const std::int32_t* slots;
+  AttentionShape shape;
+  const float* q_norm;
+  const float* k_norm;
+  float eps;
+  RopeTable rope;
+  bf16* keys;
+  bf16* values;
+};
+
+__device__ float to_f32(bf16 v) { return __uint_as_float(std::uint32_t{v.bits} << 16); }
+__device__ bf16 from_f32(float v) { return {static_cast<std::uint16_t>(pack_bf16(v, 0.0F))}; }
+
+// Rotates one head in place; `stored` (may be null) gets the result too, in the cache's order.
+__device__ void rotate(const RopeArguments& a, bf16* head, const float* norm, std::int64_t position, bf16* stored,
+                       int place) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int dim = static_cast<int>(a.shape.head_dim);
+  const int half = dim / 2;
+  float scale = 1.0F;
+  if (norm != nullptr) {
+    float squares = 0;
+    for (int i = lane; i < dim; i += 32) squares = __fmaf_rn(to_f32(head[i]), to_f32(head[i]), squares);
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(0xffffffffU, squares, step);
+    scale = __fdiv_rn(1.0F, __fsqrt_rn(__fdiv_rn(squares, static_cast<float>(dim)) + a.eps));
+  }
+  const float* const cos = a.rope.cos + position * half;
+  const float* const sin = a.rope.sin + position * half;
+  const int padded = padded_dim(dim);
+  for (int i = lane; i < half; i += 32) {
+    float x = to_f32(head[i]);
+    float y = to_f32(head[half + i]);
+    if (norm != nullptr) {
+      x = __fmul_rn(__fmul_rn(x, scale), norm[i]);
+      y = __fmul_rn(__fmul_rn(y, scale), norm[half + i]);
+    }
+    const bf16 low = from_f32(__fsub_rn(__fmul_rn(x, cos[i]), __fmul_rn(y, sin[i])));
+    const bf16 high = from_f32(__fadd_rn(__fmul_rn(y, cos[i]), __fmul_rn(x, sin[i])));
+    head[i] = low;
+    head[half + i] = high;
+    if (stored != nullptr) {
+      stored[kv_offset(padded, place, i)] = low;
+      stored[kv_offset(padded, place, half + i)] = high;
+    }
+  }
+}
+
+// Grid: tokens × groups of kWarps heads, counted through q, k and v.
+__global__ void __launch_bounds__(kWarps * 32) rope_kernel(RopeArguments a) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const std::int64_t token = blockIdx.x;
+  std::int64_t head = blockIdx.y * kWarps + threadIdx.x / 32;
+  bf16* const row = a.qkv + token * a.shape.qkv_cols;
+  const std::int64_t position = a.positions[token];
+  if (head < a.shape.num_heads) {
+    rotate(a, row + a.shape.q_begin + head * a.shape.head_dim, a.q_norm, position, nullptr, 0);
+    return;
+  }
+  head -= a.shape.num_heads;
+  const bool is_key = head < a.shape.num_kv_heads;
+  if (!is_key) head -= a.shape.num_kv_heads;
+  if (head >= a.shape.num_kv_heads) return;
+  const std::int32_t slot = a.slots[token];
+  const int dim = static_cast<int>(a.shape.head_dim);
+  const int padded = padded_dim(dim);
+  const int place = slot & (kPage - 1);
+  const std::int64_t at = (slot / kPage * a.shape.num_kv_heads + head) * kPage * padded;
+  if (is_key) {
+    rotate(a, row + a.shape.k_begin + head * dim, a.k_norm, position, slot < 0 ? nullptr : a.keys + at, place);
+    return;
+  }
+  if (slot < 0) return;
+  const bf16* const v = row + a.shape.v_begin + head * dim;
+  for (int i = static_cast<int>(threadIdx.x % 32); i < dim; i += 32) a.values[at + kv_offset(padded, place, i)] = v[i];
+}
+
+}  // namespace
+
+void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const float* q_norm,
+                    const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv, cudaStream_t stream) {
+  if (batch.tokens == 0) return;
+  const RopeArguments arguments{qkv,    batch.positions,
+                                batch.slots,
+                                shape,  q_norm,
+                                k_norm, eps,
+                                rope,   static_cast<bf16*>(kv.keys),
+                                static_cast<bf16*>(kv.values)};
+  const auto heads = shape.num_heads + 2 * shape.num_kv_heads;
+  launch(rope_kernel, dim3(static_cast<unsigned>(batch.tokens), static_cast<unsigned>((heads + kWarps - 1) / kWarps)),
+         dim3(kWarps * 32), 0, stream, arguments);
+}
+
+}  // namespace octavo::cuda
