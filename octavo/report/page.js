@@ -52,10 +52,13 @@ function ofGroup(group, key) {
 }
 
 // ---- Charts ---------------------------------------------------------------------------------------------------
-function ticks(low, high, count) {
+function tickUnit(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const unit = [1, 2, 5, 10].find(u => u * power >= rough) * power;
+  return [1, 2, 5, 10].find(u => u * power >= rough * (1 - 1e-6)) * power;
+}
+function ticks(low, high, count) {
+  const unit = tickUnit(low, high, count);
   const list = [];
   for (let i = Math.ceil(low / unit - 1e-9); i * unit <= high + unit * 1e-9; i++) list.push(i * unit);
   return list;
@@ -89,11 +92,14 @@ function chart(parent, title, series, {note = "", stacked = false} = {}) {
       tops.push(new Map(sums));
     }
   }
-  let cursor = steps.length - 1;
+  // At rest: the last step that every curve has.
+  const common = steps.findLastIndex(step => at.every(map => map.has(step)));
+  const rest = common >= 0 ? common : steps.length - 1;
+  let cursor = rest;
   let x = () => 0;
-  function fillLegend(chosen) {
+  function fillLegend() {
     const step = steps[cursor];
-    legend.replaceChildren(`step ${step}${chosen ? "" : " (last)"}`);
+    legend.replaceChildren(`step ${step}`);
     series.forEach((s, i) => {
       const point = at[i].get(step);
       const spread = point && isNumber(point.spread) ? ` ± ${show(point.spread)}` : "";
@@ -111,14 +117,18 @@ function chart(parent, title, series, {note = "", stacked = false} = {}) {
       high = Math.max(high, stacked ? tops[i].get(p.step) : p.value + spread);
     }));
     if (low > 0 && low < (high - low) * 0.5) low = 0;  // near enough to zero to show it
-    if (high - low < 1e-12 * Math.max(1, Math.abs(high))) { const pad = Math.abs(high) * 0.1 || 1; low -= pad; high += pad; }
+    if (high - low <= 1e-12 * Math.abs(high)) {  // a level line
+      const room = Math.abs(high) * 0.1 || 1;
+      if (low !== 0) low -= room;
+      high += room;
+    }
     const pad = (high - low) * 0.05;
     if (low !== 0) low -= pad;
     high += pad;
     const end = steps[steps.length - 1] > steps[0] ? steps[steps.length - 1] : steps[0] + 1;
     x = step => left + (step - steps[0]) / (end - steps[0]) * (width - left - right);
     const y = value => height - bottom - (value - low) / (high - low) * (height - top - bottom);
-    const rows = ticks(low, high, 4), unit = rows[1] - rows[0] || 1;
+    const rows = ticks(low, high, 4), unit = tickUnit(low, high, 4);
     for (const value of rows) {
       draw(svg, "line", {class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value)});
       draw(svg, "text", {x: left - 6, y: y(value) + 4, "text-anchor": "end"}, tickText(value, unit));
@@ -145,14 +155,14 @@ function chart(parent, title, series, {note = "", stacked = false} = {}) {
           draw(svg, "circle", {cx: x(p.step), cy: y(p.value), r: 3.5, style: `fill:${s.color}`});
     });
     if (chosen) draw(svg, "line", {class: "cursor", x1: x(steps[cursor]), x2: x(steps[cursor]), y1: top, y2: height - bottom});
-    fillLegend(chosen);
+    fillLegend();
   }
   svg.addEventListener("pointermove", event => {
     const px = event.clientX - svg.getBoundingClientRect().left;
     cursor = steps.reduce((best, step, i) => Math.abs(x(step) - px) < Math.abs(x(steps[best]) - px) ? i : best, 0);
     paint(true);
   });
-  svg.addEventListener("pointerleave", () => { cursor = steps.length - 1; paint(false); });
+  svg.addEventListener("pointerleave", () => { cursor = rest; paint(false); });
   svg.addEventListener("keydown", event => {
     const move = {ArrowLeft: -1, ArrowRight: 1, Home: -steps.length, End: steps.length}[event.key];
     if (!move) return;
@@ -237,6 +247,7 @@ function drawSections() {
   for (const part of timeParts) charted.add(`time/${part}_s`);
   for (const [title, charts] of sections) {
     const {grid, close} = section(title);
+    if (title === "Rollout against trainer" && single) histogramChart(grid, single);
     for (const [name, keys, note] of charts) {
       Object.keys(keys).forEach(key => charted.add(key));
       if (single) {
@@ -244,12 +255,12 @@ function drawSections() {
           {name: label, color: color(i), points: ofRun(single, key, key === "reward/mean" ? "reward/std" : null)})), {note});
         continue;
       }
-      for (const [key, label] of Object.entries(keys))
-        chart(grid, Object.keys(keys).length > 1 ? `${name}: ${label}` : name,
+      const present = Object.entries(keys).filter(([key]) => groups.some(group => ofGroup(group, key).length > 0));
+      for (const [key, label] of present)
+        chart(grid, present.length > 1 ? `${name}: ${label}` : name,
           groups.map((group, i) => ({name: group.name, color: color(i), points: ofGroup(group, key)})),
           {note: key === "reward/mean" ? "" : note});
     }
-    if (title === "Rollout against trainer" && single) histogramChart(grid, single);
     if (title === "Speed" && single) {
       chart(grid, "Time of a step", timeParts.map((part, i) => ({name: part, color: color(i), points: ofRun(single, `time/${part}_s`)})), {note: "seconds, stacked", stacked: true});
     } else if (title === "Speed") {
