@@ -66,9 +66,11 @@ std::vector<std::pair<std::string, std::vector<std::string>>> recipe_differences
       row[i] = value;
     }
   std::vector<std::pair<std::string, std::vector<std::string>>> differences;
-  for (auto& [key, row] : values)
+  for (auto& entry : values) {
+    const std::vector<std::string>& row = entry.second;
     if (!std::all_of(row.begin(), row.end(), [&](const std::string& value) { return value == row[0]; }))
-      differences.emplace_back(key, std::move(row));
+      differences.emplace_back(entry.first, std::move(entry.second));
+  }
   return differences;
 }
 
@@ -215,8 +217,8 @@ std::string to_markdown(const std::vector<RunGroup>& groups, const Comparison& c
     for (const ComparedMetric& metric : comparison.metrics) {
       const auto& spread = metric.spreads[g];
       text += !spread       ? " – |"
-              : spread->std ? fmt::format(" {:.4g} ± {:.2g} |", spread->mean, *spread->std)
-                            : fmt::format(" {:.4g} |", spread->mean);
+              : spread->std ? fmt::format(" {:.5g} ± {:.2g} |", spread->mean, *spread->std)
+                            : fmt::format(" {:.5g} |", spread->mean);
     }
     text += "\n";
   }

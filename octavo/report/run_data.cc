@@ -32,6 +32,7 @@ std::vector<nlohmann::json> read_samples(const std::string& path, std::size_t ma
   // step.
   const std::size_t each = std::min<std::size_t>(6, max_samples);
   std::vector<std::int64_t> steps;
+  steps.reserve(per_step.size());
   for (const auto& [step, samples] : per_step) steps.push_back(step);
   const std::set<std::int64_t> chosen = spread(steps, max_samples / each);
   std::map<std::int64_t, std::size_t> taken;
