@@ -45,12 +45,13 @@ class Converter {
         break;
       case YAML::NodeType::Map:
         to.kind = ConfigNode::Kind::kMap;
-        for (const auto& [key, value] : from) {
+        for (const auto& entry : from) {
+          const YAML::Node& key = entry.first;
           const std::string where = origin_(key.Mark());
           if (!key.IsScalar()) fail("{}: a key must be a plain word", where);
           if (to.child(key.Scalar()) != nullptr)
             fail("{}: the key '{}' stands twice in its section", where, key.Scalar());
-          to.map.emplace_back(key.Scalar(), convert(value, depth + 1));
+          to.map.emplace_back(key.Scalar(), convert(entry.second, depth + 1));
           to.map.back().second.origin = where;  // where the key stands; a nested section begins a line later
         }
         break;

@@ -203,8 +203,8 @@ struct DatasetConfig {
   std::optional<std::string> prompt_file;         // a text with {} for the prompt
   std::optional<std::string> system_prompt_file;  // a text put before as the system's message
   std::string env_name = "math";
-  double split_validation_size = 0.0;               // share of the data kept for validation
-  std::int64_t seed = 42;                           // grpo.seed
+  double split_validation_size = 0.0;  // share of the data kept for validation
+  std::int64_t seed = 42;
   std::map<std::string, std::string> task_options;  // Octavo's own: settings of a built-in task
 
   bool operator==(const DatasetConfig&) const = default;
