@@ -196,6 +196,7 @@ Comparison compare(const std::vector<RunGroup>& groups) {
       comparison.metrics.push_back(std::move(metric));
   }
   std::vector<const RunData*> firsts;
+  firsts.reserve(groups.size());
   for (const RunGroup& group : groups) firsts.push_back(&group.runs.front());
   comparison.recipe_differences = recipe_differences(firsts);
   return comparison;
