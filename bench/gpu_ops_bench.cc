@@ -1,0 +1,250 @@
+// How fast the CUDA kernels are against what the memory allows: the shapes of Llama-3.1-8B, random data, each launch on
+// another set of buffers (together several times the L2 cache where they are large enough), a CUDA graph of all
+// launches replayed, median of the replays. Prints Markdown.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "octavo/ops/cuda/kernels.h"
+#include "octavo/quant/cuda/activation_quantizer.h"
+#include "octavo/quant/cuda/device.h"
+#include "octavo/quant/cuda/weight_quantizer.h"
+
+namespace octavo {
+namespace {
+
+using cuda::check;
+using cuda::DeviceBuffer;
+
+cudaStream_t stream = nullptr;
+
+// Random bf16 pairs: normal enough for timing, finite as bf16 and as FP32.
+DeviceBuffer random_values(std::size_t bytes) {
+  constexpr std::size_t kPeriod = std::size_t{1} << 22;
+  std::vector<std::uint16_t> host(std::min(bytes / 2, kPeriod));
+  std::mt19937 engine(std::random_device{}());
+  std::normal_distribution<float> normal;
+  for (auto& v : host) v = to_bf16(normal(engine)).bits;
+  DeviceBuffer out(bytes);
+  for (std::size_t at = 0; at < bytes; at += host.size() * 2)
+    check(cudaMemcpy(out.data() + at, host.data(), std::min(host.size() * 2, bytes - at), cudaMemcpyHostToDevice),
+          "copy");
+  return out;
+}
+
+// Microseconds of one launch(set).
+double time_us(int sets, const std::function<void(int)>& launch) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
+  for (int i = 0; i < sets; ++i) launch(i);
+  check(cudaStreamEndCapture(stream, &graph), "capture");
+  check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+  cudaEvent_t begin = nullptr;
+  cudaEvent_t end = nullptr;
+  check(cudaEventCreate(&begin), "event");
+  check(cudaEventCreate(&end), "event");
+  std::vector<float> times;
+  for (int i = 0; i < 25; ++i) {
+    check(cudaEventRecord(begin, stream), "event");
+    check(cudaGraphLaunch(exec, stream), "graph launch");
+    check(cudaEventRecord(end, stream), "event");
+    check(cudaStreamSynchronize(stream), "replay");
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, begin, end), "event");
+    if (i >= 5) times.push_back(ms);
+  }
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::nth_element(times.begin(), times.begin() + 10, times.end());
+  return times[10] * 1000.0 / sets;
+}
+
+void row(const std::string& name, std::int64_t rows, double bytes, double us) {
+  fmt::print("| {} | {} | {:.1f} | {:.0f} |\n", name, rows, us, bytes / us / 1e3);
+}
+
+int sets_for(double bytes) { return static_cast<int>(std::clamp(300e6 / bytes, 2.0, 200.0)); }
+
+void decoder_ops() {
+  constexpr std::int64_t kHidden = 4096;
+  constexpr std::int64_t kInner = 14336;
+  const auto weight = cuda::to_device(std::vector<float>(kHidden, 1.25F));
+  for (const std::int64_t rows : {1, 64, 1024, 8192}) {
+    const auto r = static_cast<double>(rows);
+    const auto at = [](const DeviceBuffer& b, int set, std::int64_t bytes) { return b.data() + set * bytes; };
+    {
+      const int sets = sets_for(r * kHidden * 11);
+      const auto residual = random_values(static_cast<std::size_t>(sets * rows * kHidden) * 4);
+      const auto delta = random_values(static_cast<std::size_t>(sets * rows * kHidden) * 2);
+      const DeviceBuffer codes(static_cast<std::size_t>(sets * rows * kHidden) * 2);
+      const DeviceBuffer scales(static_cast<std::size_t>(sets * rows * kHidden) / 32);
+      const auto norm = [&](int s, bool fp8) {
+        cuda::add_rms_norm(reinterpret_cast<float*>(at(residual, s, rows * kHidden * 4)),
+                           reinterpret_cast<bf16*>(at(delta, s, rows * kHidden * 2)), kHidden, rows,
+                           weight.data<float>(), 1e-5F,
+                           {reinterpret_cast<bf16*>(at(codes, s, rows * kHidden * 2)),
+                            fp8 ? reinterpret_cast<float*>(at(scales, s, rows * kHidden / 32)) : nullptr, kHidden, false},
+                           nullptr, stream);
+      };
+      row("residual + RMSNorm + quantize, 4096", rows, r * kHidden * (11 + 1.0 / 32),
+          time_us(sets, [&](int s) { norm(s, true); }));
+      row("residual + RMSNorm to bf16, 4096", rows, r * kHidden * 12, time_us(sets, [&](int s) { norm(s, false); }));
+      row("quantize, 4096", rows, r * kHidden * (3 + 1.0 / 32), time_us(sets, [&](int s) {
+            cuda::quantize_activations(reinterpret_cast<bf16*>(at(delta, s, rows * kHidden * 2)), rows, kHidden, false,
+                                       reinterpret_cast<std::uint8_t*>(at(codes, s, rows * kHidden)),
+                                       reinterpret_cast<float*>(at(scales, s, rows * kHidden / 32)), stream);
+          }));
+    }
+    const int sets = sets_for(r * kInner * 5);
+    const auto gate_up = random_values(static_cast<std::size_t>(sets * rows * kInner) * 4);
+    const DeviceBuffer codes(static_cast<std::size_t>(sets * rows * kInner));
+    const DeviceBuffer scales(static_cast<std::size_t>(sets * rows * kInner) / 32);
+    row("SiLU*up + quantize, 2x14336", rows, r * kInner * (5 + 1.0 / 32), time_us(sets, [&](int s) {
+          cuda::silu_mul(reinterpret_cast<bf16*>(at(gate_up, s, rows * kInner * 4)), rows, 2 * kInner, kInner,
+                         {reinterpret_cast<bf16*>(at(codes, s, rows * kInner)),
+                          reinterpret_cast<float*>(at(scales, s, rows * kInner / 32)), kInner, false},
+                         stream);
+        }));
+  }
+}
+
+void sampling() {
+  constexpr std::int64_t kVocab = 128256;
+  for (const std::int64_t rows : {1, 64, 256}) {
+    const auto logits = random_values(static_cast<std::size_t>(rows * kVocab) * 4);
+    std::vector<cuda::SampleTask> tasks;
+    for (std::int64_t i = 0; i < rows; ++i) tasks.push_back({.uniform = 0.37, .row = i});
+    const auto device_tasks = cuda::to_device(tasks);
+    const DeviceBuffer results(tasks.size() * sizeof(cuda::SampleResult));
+    const DeviceBuffer scratch(static_cast<std::size_t>(cuda::sampling_scratch(rows, kVocab)) * 4);
+    row("sample + log-probability, 128256", rows, static_cast<double>(rows * kVocab) * 8, time_us(4, [&](int) {
+          cuda::sample(logits.data<float>(), kVocab, kVocab, device_tasks.data<cuda::SampleTask>(), rows,
+                       results.data<cuda::SampleResult>(), scratch.data<float>(), stream);
+        }));
+  }
+}
+
+void attention() {
+  const AttentionShape shape{32, 8, 128, 0, 4096, 5120, 6144};
+  constexpr std::int64_t kContext = 1024;
+  for (const std::int64_t sequences : {1, 64}) {
+    const KvGeometry geometry{sequences * kContext / 16, 8, 128};
+    const auto keys = random_values(geometry.layer_bytes());
+    const auto values = random_values(geometry.layer_bytes());
+    const auto qkv = random_values(static_cast<std::size_t>(sequences * shape.qkv_cols) * 2);
+    std::vector<std::int32_t> blocks(static_cast<std::size_t>(geometry.num_blocks));
+    for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<std::int32_t>(i);
+    std::shuffle(blocks.begin(), blocks.end(), std::mt19937(std::random_device{}()));
+    std::vector<std::int32_t> positions;
+    std::vector<std::int32_t> slots;
+    std::vector<std::int32_t> starts;
+    for (std::int32_t s = 0; s < sequences; ++s) {
+      positions.push_back(kContext - 1);
+      starts.push_back(s * kContext / 16);
+      slots.push_back(blocks[static_cast<std::size_t>(starts.back() + kContext / 16 - 1)] * 16 + 15);
+    }
+    const auto device_blocks = cuda::to_device(blocks);
+    const auto device_positions = cuda::to_device(positions);
+    const auto device_slots = cuda::to_device(slots);
+    const auto device_starts = cuda::to_device(starts);
+    const cuda::DeviceBatch batch{sequences, device_positions.data<std::int32_t>(), device_slots.data<std::int32_t>(),
+                                  device_starts.data<std::int32_t>(), device_blocks.data<std::int32_t>()};
+    const auto rope = random_values(static_cast<std::size_t>(kContext) * 64 * 8);
+    const KvLayer kv{keys.data(), values.data()};
+    const DeviceBuffer out(static_cast<std::size_t>(sequences) * 4096 * 2);
+    const DeviceBuffer plain(out.bytes());
+    const DeviceBuffer scales(static_cast<std::size_t>(sequences) * 32 * 4);
+    row("rope + cache write, 32/8 heads of 128", sequences, static_cast<double>(sequences) * (5120 * 4 + 1024 * 4),
+        time_us(20, [&](int) {
+          cuda::rope_and_store(qkv.data<bf16>(), batch, shape, nullptr, nullptr, 1e-5F,
+                               {rope.data<float>(), rope.data<float>() + kContext * 64}, kv, stream);
+        }));
+    row("attention of a decode + quantize, context 1024", sequences, 2.0 * static_cast<double>(geometry.layer_bytes()),
+        time_us(4, [&](int) {
+          cuda::attention(qkv.data<bf16>(), batch, shape, kv, {out.data<bf16>(), scales.data<float>(), 4096, false},
+                          plain.data<bf16>(), stream);
+        }));
+  }
+}
+
+void weights() {
+  constexpr std::int64_t kShapes[][2] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}};
+  constexpr int kLayers = 8;
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    std::vector<DeviceBuffer> memory;
+    std::vector<cuda::WeightJob> jobs;
+    double bytes = 0;
+    for (int layer = 0; layer < kLayers; ++layer)
+      for (const auto& shape : kShapes) {
+        const auto elements = static_cast<std::size_t>(shape[0] * shape[1]);
+        memory.push_back(random_values(elements * size_of(dtype)));
+        const void* source = memory.back().data();
+        memory.emplace_back(elements);
+        void* codes = memory.back().data();
+        memory.emplace_back(elements / 4096);
+        jobs.push_back({source, dtype, cuda::WeightJob::Target::kE4M3, shape[0], shape[1], shape[1], codes,
+                        memory.back().data<float>(), shape[1] / 128});
+        bytes += static_cast<double>(elements) * static_cast<double>(size_of(dtype) + 1);
+      }
+    cuda::WeightQuantizer quantizer;
+    std::vector<float> times;
+    cudaEvent_t begin = nullptr;
+    cudaEvent_t end = nullptr;
+    check(cudaEventCreate(&begin), "event");
+    check(cudaEventCreate(&end), "event");
+    for (int i = 0; i < 13; ++i) {
+      check(cudaEventRecord(begin, stream), "event");
+      quantizer.start(jobs, {}, stream);
+      check(cudaEventRecord(end, stream), "event");
+      quantizer.finish(stream);
+      float ms = 0;
+      check(cudaEventElapsedTime(&ms, begin, end), "event");
+      if (i >= 2) times.push_back(ms);
+    }
+    std::nth_element(times.begin(), times.begin() + 5, times.end());
+    row(fmt::format("quantize the weights of {} layers of 8B from {}", kLayers, name_of(dtype)), 0, bytes,
+        times[5] * 1000.0);
+  }
+}
+
+}  // namespace
+
+void run_all() {
+  check(cudaStreamCreate(&stream), "stream");
+  fmt::print("| operation | rows | us | GB/s |\n|---|---|---|---|\n");
+  constexpr std::size_t kCopy = std::size_t{4} << 30;
+  {
+    const auto from = random_values(kCopy);
+    const DeviceBuffer to(kCopy);
+    cudaEvent_t begin = nullptr;
+    cudaEvent_t end = nullptr;
+    check(cudaEventCreate(&begin), "event");
+    check(cudaEventCreate(&end), "event");
+    float ms = 0;
+    for (int i = 0; i < 3; ++i) {  // the last counts
+      check(cudaEventRecord(begin, stream), "event");
+      check(cudaMemcpyAsync(to.data(), from.data(), kCopy, cudaMemcpyDeviceToDevice, stream), "copy");
+      check(cudaEventRecord(end, stream), "event");
+      check(cudaStreamSynchronize(stream), "copy");
+      check(cudaEventElapsedTime(&ms, begin, end), "event");
+    }
+    row("device-to-device copy of 4 GiB", 0, 2.0 * kCopy, ms * 1000.0);
+  }
+  decoder_ops();
+  attention();
+  sampling();
+  weights();
+}
+
+}  // namespace octavo
+
+int main() {
+  octavo::run_all();
+  return 0;
+}
