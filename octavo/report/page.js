@@ -312,6 +312,10 @@ function table(head, rows) {
     make("thead", {}, make("tr", {}, ...head.map(text => make("th", {scope: "col"}, text)))),
     make("tbody", {}, ...rows.map(cells => make("tr", {}, ...cells)))));
 }
+// A key may be broken after its separators, on narrow screens.
+function rowHead(key) {
+  return make("th", {scope: "row"}, ...key.split(/(?<=[/_.])/).flatMap(part => [part, make("wbr")]));
+}
 function drawComparison() {
   const c = data.comparison;
   if (!c) return;
@@ -321,7 +325,7 @@ function drawComparison() {
   content.append(make("p", {class: "note"}, note));
   const pm = (value, spread, sign) => `${sign && value > 0 ? "+" : ""}${show(value)}${isNumber(spread) ? ` ± ${show(Number(spread.toPrecision(2)))}` : ""}`;
   content.append(table(["", ...groups.map(g => `${g.name} (${g.runs.length})`)], c.metrics.map(metric => [
-    make("th", {scope: "row"}, metric.key),
+    rowHead(metric.key),
     ...metric.spreads.map((spread, i) => {
       const cell = make("td", {}, spread ? pm(spread.mean, spread.std) : "–");
       const difference = metric.differences[i];
@@ -331,7 +335,7 @@ function drawComparison() {
   if (c.recipe.length === 0) return;
   content.append(make("h2", {}, "Recipe keys that differ"));
   content.append(table(["", ...groups.map(g => g.name)], c.recipe.map(({key, values}) => [
-    make("th", {scope: "row"}, key), ...values.map(value => make("td", {}, value || "–"))])));
+    rowHead(key), ...values.map(value => make("td", {}, value || "–"))])));
 }
 
 // ---- Transcripts ----------------------------------------------------------------------------------------------
