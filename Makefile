@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
 MODEL := models/SmolLM2-135M-Instruct
 
-.PHONY: setup model build test demo test-asan test-tsan fuzz lint clean
+.PHONY: setup model build test demo test-gpu test-asan test-tsan fuzz lint clean
 
 setup:
 	@scripts/setup.sh
@@ -21,6 +21,10 @@ test: build model
 
 demo: build model
 	@scripts/demo.sh build/default/cli/octavo $(MODEL)
+
+# Every CUDA kernel against the CPU, on a machine with nvcc and a Hopper GPU.
+test-gpu: build
+	@build/default/tests/gpu/gpu_test
 
 # Every test under the address and undefined-behaviour sanitizers.
 test-asan: model

@@ -1,6 +1,6 @@
-// How fast the CUDA kernels are against what the memory allows: the shapes of Llama-3.1-8B, random data, each launch on
-// another set of buffers (together several times the L2 cache where they are large enough), a CUDA graph of all
-// launches replayed, median of the replays. Prints Markdown.
+// How fast the CUDA kernels are against what the memory allows: the shapes of Llama-3.1-8B, random data, each
+// launch on another set of buffers (together several times the L2 cache where they are large enough), a CUDA
+// graph of all launches replayed, median of the replays. Prints Markdown.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -30,7 +30,8 @@ DeviceBuffer random_values(std::size_t bytes) {
   for (auto& v : host) v = to_bf16(normal(engine)).bits;
   DeviceBuffer out(bytes);
   for (std::size_t at = 0; at < bytes; at += host.size() * 2)
-    check(cudaMemcpy(out.data() + at, host.data(), std::min(host.size() * 2, bytes - at), cudaMemcpyHostToDevice),
+    check(cudaMemcpy(out.data() + at, host.data(), std::min(host.size() * 2, bytes - at),
+                     cudaMemcpyHostToDevice),
           "copy");
   return out;
 }
@@ -85,18 +86,21 @@ void decoder_ops() {
       const DeviceBuffer codes(static_cast<std::size_t>(sets * rows * kHidden) * 2);
       const DeviceBuffer scales(static_cast<std::size_t>(sets * rows * kHidden) / 32);
       const auto norm = [&](int s, bool fp8) {
-        cuda::add_rms_norm(reinterpret_cast<float*>(at(residual, s, rows * kHidden * 4)),
-                           reinterpret_cast<bf16*>(at(delta, s, rows * kHidden * 2)), kHidden, rows,
-                           weight.data<float>(), 1e-5F,
-                           {reinterpret_cast<bf16*>(at(codes, s, rows * kHidden * 2)),
-                            fp8 ? reinterpret_cast<float*>(at(scales, s, rows * kHidden / 32)) : nullptr, kHidden, false},
-                           nullptr, stream);
+        cuda::add_rms_norm(
+            reinterpret_cast<float*>(at(residual, s, rows * kHidden * 4)),
+            reinterpret_cast<bf16*>(at(delta, s, rows * kHidden * 2)), kHidden, rows, weight.data<float>(),
+            1e-5F,
+            {reinterpret_cast<bf16*>(at(codes, s, rows * kHidden * 2)),
+             fp8 ? reinterpret_cast<float*>(at(scales, s, rows * kHidden / 32)) : nullptr, kHidden, false},
+            nullptr, stream);
       };
       row("residual + RMSNorm + quantize, 4096", rows, r * kHidden * (11 + 1.0 / 32),
           time_us(sets, [&](int s) { norm(s, true); }));
-      row("residual + RMSNorm to bf16, 4096", rows, r * kHidden * 12, time_us(sets, [&](int s) { norm(s, false); }));
+      row("residual + RMSNorm to bf16, 4096", rows, r * kHidden * 12,
+          time_us(sets, [&](int s) { norm(s, false); }));
       row("quantize, 4096", rows, r * kHidden * (3 + 1.0 / 32), time_us(sets, [&](int s) {
-            cuda::quantize_activations(reinterpret_cast<bf16*>(at(delta, s, rows * kHidden * 2)), rows, kHidden, false,
+            cuda::quantize_activations(reinterpret_cast<bf16*>(at(delta, s, rows * kHidden * 2)), rows,
+                                       kHidden, false,
                                        reinterpret_cast<std::uint8_t*>(at(codes, s, rows * kHidden)),
                                        reinterpret_cast<float*>(at(scales, s, rows * kHidden / 32)), stream);
           }));
@@ -123,7 +127,8 @@ void sampling() {
     const auto device_tasks = cuda::to_device(tasks);
     const DeviceBuffer results(tasks.size() * sizeof(cuda::SampleResult));
     const DeviceBuffer scratch(static_cast<std::size_t>(cuda::sampling_scratch(rows, kVocab)) * 4);
-    row("sample + log-probability, 128256", rows, static_cast<double>(rows * kVocab) * 8, time_us(4, [&](int) {
+    row("sample + log-probability, 128256", rows, static_cast<double>(rows * kVocab) * 8,
+        time_us(4, [&](int) {
           cuda::sample(logits.data<float>(), kVocab, kVocab, device_tasks.data<cuda::SampleTask>(), rows,
                        results.data<cuda::SampleResult>(), scratch.data<float>(), stream);
         }));
@@ -153,22 +158,23 @@ void attention() {
     const auto device_positions = cuda::to_device(positions);
     const auto device_slots = cuda::to_device(slots);
     const auto device_starts = cuda::to_device(starts);
-    const cuda::DeviceBatch batch{sequences, device_positions.data<std::int32_t>(), device_slots.data<std::int32_t>(),
-                                  device_starts.data<std::int32_t>(), device_blocks.data<std::int32_t>()};
+    const cuda::DeviceBatch batch{sequences, device_positions.data<std::int32_t>(),
+                                  device_slots.data<std::int32_t>(), device_starts.data<std::int32_t>(),
+                                  device_blocks.data<std::int32_t>()};
     const auto rope = random_values(static_cast<std::size_t>(kContext) * 64 * 8);
     const KvLayer kv{keys.data(), values.data()};
     const DeviceBuffer out(static_cast<std::size_t>(sequences) * 4096 * 2);
     const DeviceBuffer plain(out.bytes());
     const DeviceBuffer scales(static_cast<std::size_t>(sequences) * 32 * 4);
-    row("rope + cache write, 32/8 heads of 128", sequences, static_cast<double>(sequences) * (5120 * 4 + 1024 * 4),
-        time_us(20, [&](int) {
+    row("rope + cache write, 32/8 heads of 128", sequences,
+        static_cast<double>(sequences) * (5120 * 4 + 1024 * 4), time_us(20, [&](int) {
           cuda::rope_and_store(qkv.data<bf16>(), batch, shape, nullptr, nullptr, 1e-5F,
                                {rope.data<float>(), rope.data<float>() + kContext * 64}, kv, stream);
         }));
-    row("attention of a decode + quantize, context 1024", sequences, 2.0 * static_cast<double>(geometry.layer_bytes()),
-        time_us(4, [&](int) {
-          cuda::attention(qkv.data<bf16>(), batch, shape, kv, {out.data<bf16>(), scales.data<float>(), 4096, false},
-                          plain.data<bf16>(), stream);
+    row("attention of a decode + quantize, context 1024", sequences,
+        2.0 * static_cast<double>(geometry.layer_bytes()), time_us(4, [&](int) {
+          cuda::attention(qkv.data<bf16>(), batch, shape, kv,
+                          {out.data<bf16>(), scales.data<float>(), 4096, false}, plain.data<bf16>(), stream);
         }));
   }
 }

@@ -1,5 +1,6 @@
-// The CUDA kernels against the CPU backend, on random inputs and ragged shapes, with poisoned outputs. What both compute
-// with the same rounded operations must agree to the bit; elsewhere a result may round to the neighbouring bf16.
+// The CUDA kernels against the CPU backend, on random inputs and ragged shapes, with poisoned outputs. What
+// both compute with the same rounded operations must agree to the bit; elsewhere a result may round to the
+// neighbouring bf16.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -58,7 +59,9 @@ class GpuOps : public testing::Test {
 TEST_F(GpuOps, AddRmsNormAndQuantize) {
   for (int round = 0; round < 40; ++round) {
     constexpr std::int64_t kUsual[] = {576, 2048, 4096, 5120, 8192, 14336};
-    const std::int64_t cols = round < 6 ? kUsual[round] : round % 2 == 0 ? 8 * random_.in(1, 1000) : random_.in(1, 999);
+    const std::int64_t cols = round < 6        ? kUsual[round]
+                              : round % 2 == 0 ? 8 * random_.in(1, 1000)
+                                               : random_.in(1, 999);
     const std::int64_t tokens = random_.in(1, 12);
     const std::int64_t stride = (cols + 15) / 16 * 16;
     const bool with_delta = round % 3 != 0;
@@ -68,15 +71,16 @@ TEST_F(GpuOps, AddRmsNormAndQuantize) {
     const auto weight = random_.floats(cols);
     auto residual = before;
     std::vector<bf16> want(static_cast<std::size_t>(tokens * cols));
-    cpu_->add_rms_norm(residual.data(), with_delta ? delta.data() : nullptr, stride, tokens, weight.data(), 1e-5F,
-                       {want.data(), nullptr, cols, false});
+    cpu_->add_rms_norm(residual.data(), with_delta ? delta.data() : nullptr, stride, tokens, weight.data(),
+                       1e-5F, {want.data(), nullptr, cols, false});
 
     const auto device_delta = to_device(delta);
     const auto device_weight = to_device(weight);
     const bf16* delta_or_null = with_delta ? device_delta.data<bf16>() : nullptr;
-    const auto run = [&](const DeviceBuffer& x, const Activation& out, std::int64_t count, const std::int32_t* rows) {
-      cuda::add_rms_norm(x.data<float>(), delta_or_null, stride, count, device_weight.data<float>(), 1e-5F, out, rows,
-                         nullptr);
+    const auto run = [&](const DeviceBuffer& x, const Activation& out, std::int64_t count,
+                         const std::int32_t* rows) {
+      cuda::add_rms_norm(x.data<float>(), delta_or_null, stride, count, device_weight.data<float>(), 1e-5F,
+                         out, rows, nullptr);
     };
     const auto device_residual = to_device(before);
     const DeviceActivation plain(tokens, cols, false, false);
@@ -110,7 +114,9 @@ TEST_F(GpuOps, AddRmsNormAndQuantize) {
 
 TEST_F(GpuOps, SiluMulAndQuantize) {
   for (int round = 0; round < 30; ++round) {
-    const std::int64_t cols = round == 0 ? 14336 : round % 2 == 0 ? 8 * random_.in(1, 500) : random_.in(1, 999);
+    const std::int64_t cols = round == 0       ? 14336
+                              : round % 2 == 0 ? 8 * random_.in(1, 500)
+                                               : random_.in(1, 999);
     const std::int64_t tokens = random_.in(1, 9);
     const std::int64_t up = (cols + 15) / 16 * 16;
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " round " << round << " cols " << cols);
@@ -139,15 +145,18 @@ TEST_F(GpuOps, Embedding) {
   const auto device_table = to_device(table);
   const auto device_ids = to_device(ids);
   const auto out = to_device(std::vector<float>(ids.size() * static_cast<std::size_t>(hidden), NAN));
-  cuda::embed(device_table.data<bf16>(), hidden, device_ids.data<std::int32_t>(), 4, out.data<float>(), nullptr);
+  cuda::embed(device_table.data<bf16>(), hidden, device_ids.data<std::int32_t>(), 4, out.data<float>(),
+              nullptr);
   const auto got = to_host<float>(out);
   for (std::size_t i = 0; i < got.size(); ++i)
-    ASSERT_EQ(got[i], to_float(table[static_cast<std::size_t>(ids[i / static_cast<std::size_t>(hidden)] * hidden +
-                                                              static_cast<std::int64_t>(i) % hidden)]));
+    ASSERT_EQ(got[i],
+              to_float(table[static_cast<std::size_t>(ids[i / static_cast<std::size_t>(hidden)] * hidden +
+                                                      static_cast<std::int64_t>(i) % hidden)]));
 }
 
-// Rope, cache and attention against the CPU: a prompt in one step on the CPU; on the device once whole and once in
-// random chunks, whose results must be the same bits. Blocks are shuffled and the cache starts as NaN.
+// Rope, cache and attention against the CPU: a prompt in one step on the CPU; on the device once whole and
+// once in random chunks, whose results must be the same bits. Blocks are shuffled and the cache starts as
+// NaN.
 TEST_F(GpuOps, RopeCacheAndAttention) {
   for (int round = 0; round < 24; ++round) {
     constexpr std::int64_t kDims[] = {64, 128, 80, 256};
@@ -162,8 +171,8 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
     shape.v_begin = shape.k_begin + pad(kv_heads * dim);
     shape.qkv_cols = shape.v_begin + pad(kv_heads * dim);
     const std::int64_t length = random_.in(1, round == 0 ? 600 : 150);
-    SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " round " << round << " dim " << dim << " heads "
-                                    << heads << "/" << kv_heads << " length " << length);
+    SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " round " << round << " dim " << dim
+                                    << " heads " << heads << "/" << kv_heads << " length " << length);
     const auto qkv = random_.values(length * shape.qkv_cols);
     std::vector<float> table(static_cast<std::size_t>(2 * length * half));
     for (std::int64_t i = 0; i < length * half; ++i) {
@@ -188,8 +197,9 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
     const Batch batch{positions, positions, std::span(&span, 1), {}};
     const KvLayer cpu_kv{cpu_keys.data(), cpu_values.data()};
     std::vector<bf16> want(static_cast<std::size_t>(length * heads * dim));
-    cpu_->rope_and_store(cpu_qkv.data(), batch, shape, norm ? q_norm.data() : nullptr, norm ? k_norm.data() : nullptr,
-                         1e-6F, {table.data(), table.data() + length * half}, cpu_kv);
+    cpu_->rope_and_store(cpu_qkv.data(), batch, shape, norm ? q_norm.data() : nullptr,
+                         norm ? k_norm.data() : nullptr, 1e-6F, {table.data(), table.data() + length * half},
+                         cpu_kv);
     cpu_->attention(cpu_qkv.data(), batch, shape, cpu_kv, {want.data(), nullptr, heads * dim, false});
 
     const auto device_table = to_device(table);
@@ -206,17 +216,20 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
         const std::int64_t count = chunked ? std::min(length - begin, random_.in(1, 40)) : length;
         std::vector<std::int32_t> here(positions.begin() + begin, positions.begin() + begin + count);
         std::vector<std::int32_t> slots;
-        for (const std::int32_t p : here) slots.push_back(blocks[static_cast<std::size_t>(p / 16)] * 16 + p % 16);
+        for (const std::int32_t p : here)
+          slots.push_back(blocks[static_cast<std::size_t>(p / 16)] * 16 + p % 16);
         const auto device_positions = to_device(here);
         const auto device_slots = to_device(slots);
         const auto starts = to_device(std::vector<std::int32_t>(static_cast<std::size_t>(count), 0));
-        const cuda::DeviceBatch step{count, device_positions.data<std::int32_t>(), device_slots.data<std::int32_t>(),
-                                     starts.data<std::int32_t>(), device_blocks.data<std::int32_t>()};
+        const cuda::DeviceBatch step{count, device_positions.data<std::int32_t>(),
+                                     device_slots.data<std::int32_t>(), starts.data<std::int32_t>(),
+                                     device_blocks.data<std::int32_t>()};
         bf16* rows = device_qkv.data<bf16>() + begin * shape.qkv_cols;
         const KvLayer kv{keys.data(), values.data()};
         cuda::rope_and_store(rows, step, shape, norm ? device_q_norm.data<float>() : nullptr,
                              norm ? device_k_norm.data<float>() : nullptr, 1e-6F,
-                             {device_table.data<float>(), device_table.data<float>() + length * half}, kv, nullptr);
+                             {device_table.data<float>(), device_table.data<float>() + length * half}, kv,
+                             nullptr);
         Activation target = out.view;
         target.data += begin * heads * dim;
         cuda::attention(rows, step, shape, kv, target, nullptr, nullptr);
@@ -249,14 +262,16 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
         continue;
       }
       whole = got;
-      // A score is off by dim·u of Σ|qk|/√dim ≤ 4·√dim·4 (values within 4 standard deviations, norm weights too),
-      // the exponential by 2^-21 and as much again of its argument's error, sums by length·u, all relative to Σw|v|
-      // ≤ max|v| ≤ 5; where heads are normed, q and k may each round to a neighbour in a few elements.
+      // A score is off by dim·u of Σ|qk|/√dim ≤ 4·√dim·4 (values within 4 standard deviations, norm weights
+      // too), the exponential by 2^-21 and as much again of its argument's error, sums by length·u, all
+      // relative to Σw|v| ≤ max|v| ≤ 5; where heads are normed, q and k may each round to a neighbour in a
+      // few elements.
       const double score_error = static_cast<double>(dim) * kU * 16 * std::sqrt(static_cast<double>(dim)) +
                                  (norm ? 4 * kBf16Step : 0.0);
       const double absolute = 5 * (score_error + 0x1p-19 + static_cast<double>(length) * kU);
       for (std::size_t i = 0; i < got.size(); ++i)
-        ASSERT_NEAR(to_float(got[i]), to_float(want[i]), kBf16Step * std::fabs(to_float(want[i])) + absolute) << i;
+        ASSERT_NEAR(to_float(got[i]), to_float(want[i]), kBf16Step * std::fabs(to_float(want[i])) + absolute)
+            << i;
     }
   }
 }

@@ -72,12 +72,15 @@ TEST(GpuQuantizer, ManyWeightsInOneCallHaveTheCpusBits) {
       matrices.push_back(random_matrix(random, kTypes[random.in(0, 2)]));
       const Matrix& m = matrices.back();
       const auto target = static_cast<WeightJob::Target>(random.in(0, 2));
-      const std::size_t element = target == WeightJob::Target::kE4M3 ? 1 : target == WeightJob::Target::kBF16 ? 2 : 4;
+      const std::size_t element = target == WeightJob::Target::kE4M3   ? 1
+                                  : target == WeightJob::Target::kBF16 ? 2
+                                                                       : 4;
       const std::int64_t scale_stride = blocks_of(m.cols) + 1;
       sources.push_back(to_device(m.bytes));
-      outputs.push_back(to_device(
-          std::vector<std::byte>(static_cast<std::size_t>(m.rows * m.cols) * element + kGuard, std::byte{0xcd})));
-      scales.push_back(to_device(std::vector<float>(static_cast<std::size_t>(blocks_of(m.rows) * scale_stride), -7.0F)));
+      outputs.push_back(to_device(std::vector<std::byte>(
+          static_cast<std::size_t>(m.rows * m.cols) * element + kGuard, std::byte{0xcd})));
+      scales.push_back(
+          to_device(std::vector<float>(static_cast<std::size_t>(blocks_of(m.rows) * scale_stride), -7.0F)));
       jobs.push_back({sources.back().data(), m.dtype, target, m.rows, m.cols, m.stride, outputs.back().data(),
                       scales.back().data<float>(), scale_stride});
     }
@@ -86,9 +89,9 @@ TEST(GpuQuantizer, ManyWeightsInOneCallHaveTheCpusBits) {
     const auto bad = quantizer.finish(nullptr);
 
     for (std::size_t i = 0; i < jobs.size(); ++i) {
-      SCOPED_TRACE(testing::Message() << "seed " << random.seed() << " job " << i << " of " << count << ": "
-                                      << matrices[i].rows << "x" << matrices[i].cols << " "
-                                      << name_of(matrices[i].dtype));
+      SCOPED_TRACE(testing::Message()
+                   << "seed " << random.seed() << " job " << i << " of " << count << ": " << matrices[i].rows
+                   << "x" << matrices[i].cols << " " << name_of(matrices[i].dtype));
       const Matrix& m = matrices[i];
       const auto elements = static_cast<std::size_t>(m.rows * m.cols);
       const auto got = to_host<std::byte>(outputs[i]);
@@ -138,7 +141,8 @@ TEST(GpuQuantizer, NamesTheFirstElementThatIsNotFinite) {
         const std::int64_t r = random.in(0, m.rows - 1);
         const std::int64_t c = random.in(0, m.cols - 1);
         // Finite as FP32, infinite once rounded to bf16; and a NaN.
-        const float huge = i < 4 ? std::numeric_limits<float>::max() : std::numeric_limits<float>::quiet_NaN();
+        const float huge =
+            i < 4 ? std::numeric_limits<float>::max() : std::numeric_limits<float>::quiet_NaN();
         const bf16 rounded = to_bf16(huge);
         const std::int64_t at = r * m.stride + c;
         if (dtype == DType::kF32)
@@ -151,7 +155,8 @@ TEST(GpuQuantizer, NamesTheFirstElementThatIsNotFinite) {
       buffers.push_back(to_device(m.bytes));
       const void* source = buffers.back().data();
       buffers.emplace_back(static_cast<std::size_t>(m.rows * m.cols) * 2);
-      jobs.push_back({source, dtype, WeightJob::Target::kBF16, m.rows, m.cols, m.stride, buffers.back().data()});
+      jobs.push_back(
+          {source, dtype, WeightJob::Target::kBF16, m.rows, m.cols, m.stride, buffers.back().data()});
     }
     cuda::WeightQuantizer quantizer;
     quantizer.start(jobs, {}, nullptr);

@@ -23,7 +23,8 @@ TEST(GpuSampling, DrawsTheCpusTokens) {
     std::vector<cuda::SampleTask> tasks;
     for (std::int64_t row = 0; row < rows; ++row)
       for (int i = 0; i < 20; ++i) {
-        cuda::SampleTask task{.uniform = std::uniform_real_distribution<double>(0, 1)(random.engine()), .row = row};
+        cuda::SampleTask task{.uniform = std::uniform_real_distribution<double>(0, 1)(random.engine()),
+                              .row = row};
         if (i == 0) task.inverse_temperature = 0;
         if (i % 3 == 1) task.inverse_temperature = 1.0F / 0.7F;
         if (i == 2) task.target = static_cast<std::int32_t>(random.in(0, vocab - 1));
@@ -35,7 +36,8 @@ TEST(GpuSampling, DrawsTheCpusTokens) {
     const auto device_logits = cuda::to_device(logits);
     const auto device_tasks = cuda::to_device(tasks);
     const cuda::DeviceBuffer results(tasks.size() * sizeof(cuda::SampleResult));
-    const cuda::DeviceBuffer scratch(static_cast<std::size_t>(cuda::sampling_scratch(count, vocab)) * sizeof(float));
+    const cuda::DeviceBuffer scratch(static_cast<std::size_t>(cuda::sampling_scratch(count, vocab)) *
+                                     sizeof(float));
     cuda::sample(device_logits.data<float>(), stride, vocab, device_tasks.data<cuda::SampleTask>(), count,
                  results.data<cuda::SampleResult>(), scratch.data<float>(), nullptr);
     const auto got = cuda::to_host<cuda::SampleResult>(results);
@@ -56,7 +58,9 @@ TEST(GpuSampling, DrawsTheCpusTokens) {
         want.logprob = sampler.logprob(row, tasks[i].target, cpu_scratch);
       } else {
         SamplingParams params;
-        params.temperature = tasks[i].inverse_temperature == 0 ? 0.0F : tasks[i].inverse_temperature == 1 ? 1.0F : 0.7F;
+        params.temperature = tasks[i].inverse_temperature == 0   ? 0.0F
+                             : tasks[i].inverse_temperature == 1 ? 1.0F
+                                                                 : 0.7F;
         want = *sampler.sample(row, {.params = params, .uniform = tasks[i].uniform}, cpu_scratch);
       }
       ASSERT_EQ(got[i].token, want.token);

@@ -1,5 +1,5 @@
-// Paged causal attention, one warp a (token, head): the plain version, for every head_dim up to 256. A result depends
-// on the token's own context only, and on nothing of how prompts were cut into steps.
+// Paged causal attention, one warp a (token, head): the plain version, for every head_dim up to 256. A result
+// depends on the token's own context only, and on nothing of how prompts were cut into steps.
 #include <cmath>
 
 #include "octavo/ops/cuda/kernels.h"
@@ -27,11 +27,11 @@ __device__ float warp_sum(float v) {
   return v;
 }
 
-// Online softmax (Milakov and Gimelshein, 2018) over 32 positions at a time: a lane scores one key, then all lanes add
-// up the 32 values, each lane its dimensions.
+// Online softmax (Milakov and Gimelshein, 2018) over 32 positions at a time: a lane scores one key, then all
+// lanes add up the 32 values, each lane its dimensions.
 __global__ void __launch_bounds__(kWarps * 32)
-    attention_kernel(const bf16* qkv, DeviceBatch batch, AttentionShape shape, const bf16* keys, const bf16* values,
-                     float scale, bf16* out) {
+    attention_kernel(const bf16* qkv, DeviceBatch batch, AttentionShape shape, const bf16* keys,
+                     const bf16* values, float scale, bf16* out) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   __shared__ float queries[kWarps][kMaxDim];
@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(kWarps * 32)
       for (int i = 0; i < kPairs; ++i) {
         const int d = i * 64 + lane * 2;
         if (d >= dim) continue;
-        const auto pair = *reinterpret_cast<const std::uint32_t*>(v + kv_offset(padded, (begin + j) % kPage, d));
+        const auto pair =
+            *reinterpret_cast<const std::uint32_t*>(v + kv_offset(padded, (begin + j) % kPage, d));
         acc[i][0] = __fmaf_rn(w, low_bf16(pair), acc[i][0]);
         acc[i][1] = __fmaf_rn(w, high_bf16(pair), acc[i][1]);
       }
@@ -108,10 +109,12 @@ __global__ void __launch_bounds__(kWarps * 32)
 void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
                const Activation& out, bf16* unquantized, cudaStream_t stream) {
   if (batch.tokens == 0) return;
-  const dim3 grid(static_cast<unsigned>(batch.tokens), static_cast<unsigned>((shape.num_heads + kWarps - 1) / kWarps));
+  const dim3 grid(static_cast<unsigned>(batch.tokens),
+                  static_cast<unsigned>((shape.num_heads + kWarps - 1) / kWarps));
   bf16* const target = out.scales == nullptr ? out.data : unquantized;
-  launch(attention_kernel, grid, dim3(kWarps * 32), 0, stream, qkv, batch, shape, static_cast<const bf16*>(kv.keys),
-         static_cast<const bf16*>(kv.values), 1.0F / std::sqrt(static_cast<float>(shape.head_dim)), target);
+  launch(attention_kernel, grid, dim3(kWarps * 32), 0, stream, qkv, batch, shape,
+         static_cast<const bf16*>(kv.keys), static_cast<const bf16*>(kv.values),
+         1.0F / std::sqrt(static_cast<float>(shape.head_dim)), target);
   if (out.scales != nullptr)
     quantize_activations(target, batch.tokens, out.cols, out.pow2, reinterpret_cast<std::uint8_t*>(out.data),
                          out.scales, stream);

@@ -32,14 +32,15 @@ void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids
          static_cast<int>(hidden), token_ids, residual);
 }
 
-void copy_kv_block(const KvLayer* layers, std::int64_t num_layers, const KvGeometry& geometry, std::int32_t from,
-                   std::int32_t to, cudaStream_t stream) {
+void copy_kv_block(const KvLayer* layers, std::int64_t num_layers, const KvGeometry& geometry,
+                   std::int32_t from, std::int32_t to, cudaStream_t stream) {
   const std::int64_t elements = geometry.block_elements();
   for (std::int64_t i = 0; i < num_layers; ++i)
     for (void* side : {layers[i].keys, layers[i].values}) {
       auto* base = static_cast<bf16*>(side);
       check(cudaMemcpyAsync(base + to * elements, base + from * elements,
-                            static_cast<std::size_t>(elements) * sizeof(bf16), cudaMemcpyDeviceToDevice, stream),
+                            static_cast<std::size_t>(elements) * sizeof(bf16), cudaMemcpyDeviceToDevice,
+                            stream),
             "copy of a cache block");
     }
 }

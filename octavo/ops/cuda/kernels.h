@@ -1,6 +1,6 @@
-// The decoder's operations on the device, apart from the linear layers: what ops.h defines, on device pointers and in
-// one stream. Every function only launches; results are there when the stream has come that far. A token's row is
-// computed from that row alone, in an order that depends on the shape only.
+// The decoder's operations on the device, apart from the linear layers: what ops.h defines, on device
+// pointers and in one stream. Every function only launches; results are there when the stream has come that
+// far. A token's row is computed from that row alone, in an order that depends on the shape only.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,17 +15,18 @@ namespace octavo::cuda {
 // A step's batch in device memory.
 struct DeviceBatch {
   std::int64_t tokens = 0;
-  const std::int32_t* positions = nullptr;      // [tokens]
-  const std::int32_t* slots = nullptr;          // [tokens]: block · 16 + place in the block; < 0: not stored
-  const std::int32_t* table_starts = nullptr;   // [tokens]: where its sequence's block table begins in block_tables
-  const std::int32_t* block_tables = nullptr;   // of all sequences
+  const std::int32_t* positions = nullptr;  // [tokens]
+  const std::int32_t* slots = nullptr;      // [tokens]: block · 16 + place in the block; < 0: not stored
+  const std::int32_t* table_starts =
+      nullptr;  // [tokens]: where its sequence's block table begins in block_tables
+  const std::int32_t* block_tables = nullptr;  // of all sequences
 };
 
 void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids, std::int64_t tokens,
            float* residual, cudaStream_t stream);
 
-// As Ops::add_rms_norm. `rows` (device, may be null) are `count` tokens; null: tokens 0 … count-1, and residual is
-// written. out.data holds E4M3 codes where out.scales is not null.
+// As Ops::add_rms_norm. `rows` (device, may be null) are `count` tokens; null: tokens 0 … count-1, and
+// residual is written. out.data holds E4M3 codes where out.scales is not null.
 void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride, std::int64_t count,
                   const float* weight, float eps, const Activation& out, const std::int32_t* rows,
                   cudaStream_t stream);
@@ -34,7 +35,8 @@ void silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_col
               const Activation& out, cudaStream_t stream);
 
 void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const float* q_norm,
-                    const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv, cudaStream_t stream);
+                    const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv,
+                    cudaStream_t stream);
 
 // Grouped-query attention of every token to the positions up to its own; head_dim at most 256. `unquantized`
 // [tokens, out.cols] is scratch, needed where out.scales is not null.
@@ -42,12 +44,12 @@ void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& 
                const Activation& out, bf16* unquantized, cudaStream_t stream);
 
 // Copies one cache block to another in `layers` (host array) layers.
-void copy_kv_block(const KvLayer* layers, std::int64_t num_layers, const KvGeometry& geometry, std::int32_t from,
-                   std::int32_t to, cudaStream_t stream);
+void copy_kv_block(const KvLayer* layers, std::int64_t num_layers, const KvGeometry& geometry,
+                   std::int32_t from, std::int32_t to, cudaStream_t stream);
 
 // One token to draw from a row of logits, or the log-probability of a given one to look up.
 struct SampleTask {
-  double uniform = 0;             // [0, 1)
+  double uniform = 0;  // [0, 1)
   std::int64_t row = 0;
   float inverse_temperature = 1;  // 0: the lowest id among the largest logits
   std::int32_t target = -1;       // >= 0: no draw, the log-probability of this token

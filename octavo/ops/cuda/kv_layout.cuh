@@ -1,6 +1,7 @@
-// Where the paged cache keeps a value: [block][kv head][16 positions][head_dim rounded up to 16], keys and values
-// alike. Where a row is a whole number of 128 bytes, the 16-byte chunks of a position are permuted by the position
-// (chunk ^ position % 8), so that a block copied into shared memory as it is has no bank conflicts under ldmatrix.
+// Where the paged cache keeps a value: [block][kv head][16 positions][head_dim rounded up to 16], keys and
+// values alike. Where a row is a whole number of 128 bytes, the 16-byte chunks of a position are permuted by
+// the position (chunk ^ position % 8), so that a block copied into shared memory as it is has no bank
+// conflicts under ldmatrix.
 #pragma once
 
 #include <cstdint>

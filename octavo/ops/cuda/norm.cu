@@ -71,11 +71,10 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(NormTask task) {
   const float mean = __fdiv_rn(block_sum(squares), static_cast<float>(task.cols));
   const float scale = __fdiv_rn(1.0F, __fsqrt_rn(mean + task.eps));
   const std::int64_t row = blockIdx.x;
-  const ActivationRow out{task.scales == nullptr
-                              ? static_cast<void*>(static_cast<bf16*>(task.out) + row * task.cols)
-                              : static_cast<void*>(static_cast<std::uint8_t*>(task.out) + row * task.cols),
-                          task.scales == nullptr ? nullptr : task.scales + row * blocks_of(task.cols), task.cols,
-                          task.pow2};
+  const ActivationRow out{
+      task.scales == nullptr ? static_cast<void*>(static_cast<bf16*>(task.out) + row * task.cols)
+                             : static_cast<void*>(static_cast<std::uint8_t*>(task.out) + row * task.cols),
+      task.scales == nullptr ? nullptr : task.scales + row * blocks_of(task.cols), task.cols, task.pow2};
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
 #pragma unroll
@@ -88,8 +87,8 @@ template <int kVectors>
 void run(const NormTask& task, std::int64_t count, cudaStream_t stream) {
   const int vectors = (task.cols + 7) / 8;
   const int threads = ((vectors + kVectors - 1) / kVectors + 31) / 32 * 32;
-  launch(norm_kernel<kVectors>, dim3(static_cast<unsigned>(count)), dim3(static_cast<unsigned>(threads)), 0, stream,
-         task);
+  launch(norm_kernel<kVectors>, dim3(static_cast<unsigned>(count)), dim3(static_cast<unsigned>(threads)), 0,
+         stream, task);
 }
 
 }  // namespace
@@ -98,7 +97,8 @@ void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride,
                   const float* weight, float eps, const Activation& out, const std::int32_t* rows,
                   cudaStream_t stream) {
   if (count == 0) return;
-  const NormTask task{residual, delta, delta_stride, weight, eps, out.data, out.scales, static_cast<int>(out.cols),
+  const NormTask task{residual, delta,    delta_stride, weight,
+                      eps,      out.data, out.scales,   static_cast<int>(out.cols),
                       out.pow2, rows};
   if (out.cols <= kMaxThreads * 8) return run<1>(task, count, stream);
   if (out.cols <= kMaxThreads * 16) return run<2>(task, count, stream);

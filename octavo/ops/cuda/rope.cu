@@ -26,8 +26,8 @@ __device__ float to_f32(bf16 v) { return __uint_as_float(std::uint32_t{v.bits} <
 __device__ bf16 from_f32(float v) { return {static_cast<std::uint16_t>(pack_bf16(v, 0.0F))}; }
 
 // Rotates one head in place; `stored` (may be null) gets the result too, in the cache's order.
-__device__ void rotate(const RopeArguments& a, bf16* head, const float* norm, std::int64_t position, bf16* stored,
-                       int place) {
+__device__ void rotate(const RopeArguments& a, bf16* head, const float* norm, std::int64_t position,
+                       bf16* stored, int place) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int dim = static_cast<int>(a.shape.head_dim);
   const int half = dim / 2;
@@ -82,27 +82,35 @@ __global__ void __launch_bounds__(kWarps * 32) rope_kernel(RopeArguments a) {
   const int place = slot & (kPage - 1);
   const std::int64_t at = (slot / kPage * a.shape.num_kv_heads + head) * kPage * padded;
   if (is_key) {
-    rotate(a, row + a.shape.k_begin + head * dim, a.k_norm, position, slot < 0 ? nullptr : a.keys + at, place);
+    rotate(a, row + a.shape.k_begin + head * dim, a.k_norm, position, slot < 0 ? nullptr : a.keys + at,
+           place);
     return;
   }
   if (slot < 0) return;
   const bf16* const v = row + a.shape.v_begin + head * dim;
-  for (int i = static_cast<int>(threadIdx.x % 32); i < dim; i += 32) a.values[at + kv_offset(padded, place, i)] = v[i];
+  for (int i = static_cast<int>(threadIdx.x % 32); i < dim; i += 32)
+    a.values[at + kv_offset(padded, place, i)] = v[i];
 }
 
 }  // namespace
 
 void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const float* q_norm,
-                    const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv, cudaStream_t stream) {
+                    const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv,
+                    cudaStream_t stream) {
   if (batch.tokens == 0) return;
-  const RopeArguments arguments{qkv,    batch.positions,
+  const RopeArguments arguments{qkv,
+                                batch.positions,
                                 batch.slots,
-                                shape,  q_norm,
-                                k_norm, eps,
-                                rope,   static_cast<bf16*>(kv.keys),
+                                shape,
+                                q_norm,
+                                k_norm,
+                                eps,
+                                rope,
+                                static_cast<bf16*>(kv.keys),
                                 static_cast<bf16*>(kv.values)};
   const auto heads = shape.num_heads + 2 * shape.num_kv_heads;
-  launch(rope_kernel, dim3(static_cast<unsigned>(batch.tokens), static_cast<unsigned>((heads + kWarps - 1) / kWarps)),
+  launch(rope_kernel,
+         dim3(static_cast<unsigned>(batch.tokens), static_cast<unsigned>((heads + kWarps - 1) / kWarps)),
          dim3(kWarps * 32), 0, stream, arguments);
 }
 

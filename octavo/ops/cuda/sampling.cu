@@ -1,5 +1,5 @@
-// Draws tokens as octavo/engine/sampler.cc does, to the bit: the same chunks of the vocabulary, the same exponential,
-// the same order of every sum. Only the logarithm of the total may differ in its last bit.
+// Draws tokens as octavo/engine/sampler.cc does, to the bit: the same chunks of the vocabulary, the same
+// exponential, the same order of every sum. Only the logarithm of the total may differ in its last bit.
 #include <cmath>
 
 #include "octavo/ops/cuda/kernels.h"
@@ -8,8 +8,8 @@
 namespace octavo::cuda {
 namespace {
 
-constexpr int kChunk = 128;         // kVocabChunk of the CPU sampler
-constexpr int kLanes = 16;          // and its vector width
+constexpr int kChunk = 128;  // kVocabChunk of the CPU sampler
+constexpr int kLanes = 16;   // and its vector width
 constexpr int kThreads = 256;
 constexpr int kChunksPerBlock = 4 * kThreads / kLanes;
 constexpr unsigned kAll = 0xffffffffU;
@@ -44,9 +44,9 @@ __device__ float* maxima_of(float* scratch, std::int64_t task, std::int64_t chun
 }
 
 // Grid: tasks × groups of chunks; sixteen lanes a chunk.
-__global__ void __launch_bounds__(kThreads) maxima_kernel(const float* logits, std::int64_t stride,
-                                                          std::int64_t vocab, const SampleTask* tasks,
-                                                          float* scratch) {
+__global__ void __launch_bounds__(kThreads)
+    maxima_kernel(const float* logits, std::int64_t stride, std::int64_t vocab, const SampleTask* tasks,
+                  float* scratch) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   const std::int64_t chunks = chunks_of(vocab);
@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(kThreads) maxima_kernel(const float* logits, s
   float* const maxima = maxima_of(scratch, blockIdx.x, chunks);
   const int lane = static_cast<int>(threadIdx.x % kLanes);
   for (int turn = 0; turn < 4; ++turn) {
-    const std::int64_t chunk = blockIdx.y * kChunksPerBlock + turn * (kThreads / kLanes) + threadIdx.x / kLanes;
+    const std::int64_t chunk =
+        blockIdx.y * kChunksPerBlock + turn * (kThreads / kLanes) + threadIdx.x / kLanes;
     float largest = -INFINITY;
 #pragma unroll
     for (int i = 0; i < kChunk / kLanes; ++i) {
@@ -62,7 +63,8 @@ __global__ void __launch_bounds__(kThreads) maxima_kernel(const float* logits, s
       if (at < vocab) largest = fmaxf(largest, x[at]);
     }
 #pragma unroll
-    for (int step = kLanes / 2; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, step));
+    for (int step = kLanes / 2; step > 0; step /= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, step));
     if (lane == 0 && chunk < chunks) maxima[chunk] = largest;
   }
 }
@@ -83,8 +85,9 @@ __device__ float effective_inverse_temperature(const SampleTask& task) {
   return task.inverse_temperature == 0 ? 1.0F : task.inverse_temperature;
 }
 
-__global__ void __launch_bounds__(kThreads) sums_kernel(const float* logits, std::int64_t stride, std::int64_t vocab,
-                                                        const SampleTask* tasks, float* scratch) {
+__global__ void __launch_bounds__(kThreads)
+    sums_kernel(const float* logits, std::int64_t stride, std::int64_t vocab, const SampleTask* tasks,
+                float* scratch) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   const std::int64_t chunks = chunks_of(vocab);
@@ -96,7 +99,8 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const float* logits, std
   const float inverse_temperature = effective_inverse_temperature(task);
   const int lane = static_cast<int>(threadIdx.x % kLanes);
   for (int turn = 0; turn < 4; ++turn) {
-    const std::int64_t chunk = blockIdx.y * kChunksPerBlock + turn * (kThreads / kLanes) + threadIdx.x / kLanes;
+    const std::int64_t chunk =
+        blockIdx.y * kChunksPerBlock + turn * (kThreads / kLanes) + threadIdx.x / kLanes;
     float total = 0;
 #pragma unroll
     for (int i = 0; i < kChunk / kLanes; ++i) {
@@ -113,13 +117,14 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const float* logits, std
 }
 
 __device__ float log_probability(float x, float max, float inverse_temperature, double total) {
-  return __double2float_rn(static_cast<double>(__fmul_rn(__fsub_rn(x, max), inverse_temperature)) - log(total));
+  return __double2float_rn(static_cast<double>(__fmul_rn(__fsub_rn(x, max), inverse_temperature)) -
+                           log(total));
 }
 
 // One block of threads a task. The sums over chunks are one thread's work, because their order is the CPU's.
-__global__ void __launch_bounds__(kThreads) draw_kernel(const float* logits, std::int64_t stride, std::int64_t vocab,
-                                                        const SampleTask* tasks, SampleResult* results,
-                                                        float* scratch) {
+__global__ void __launch_bounds__(kThreads)
+    draw_kernel(const float* logits, std::int64_t stride, std::int64_t vocab, const SampleTask* tasks,
+                SampleResult* results, float* scratch) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   extern __shared__ float shared_sums[];
@@ -206,11 +211,12 @@ void sample(const float* logits, std::int64_t stride, std::int64_t vocab, const 
             std::int64_t count, SampleResult* results, float* scratch, cudaStream_t stream) {
   if (count == 0) return;
   const std::int64_t chunks = chunks_of(vocab);
-  const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>((chunks + kChunksPerBlock - 1) / kChunksPerBlock));
+  const dim3 grid(static_cast<unsigned>(count),
+                  static_cast<unsigned>((chunks + kChunksPerBlock - 1) / kChunksPerBlock));
   launch(maxima_kernel, grid, dim3(kThreads), 0, stream, logits, stride, vocab, tasks, scratch);
   launch(sums_kernel, grid, dim3(kThreads), 0, stream, logits, stride, vocab, tasks, scratch);
-  launch(draw_kernel, dim3(static_cast<unsigned>(count)), dim3(kThreads), static_cast<std::size_t>(chunks) * 4, stream,
-         logits, stride, vocab, tasks, results, scratch);
+  launch(draw_kernel, dim3(static_cast<unsigned>(count)), dim3(kThreads),
+         static_cast<std::size_t>(chunks) * 4, stream, logits, stride, vocab, tasks, results, scratch);
 }
 
 }  // namespace octavo::cuda

@@ -8,14 +8,14 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The hardware's exponential and reciprocal are good to 2^-21, far below bf16's 2^-9, and leave the kernel bound by
-// memory, which exact ones would not.
+// The hardware's exponential and reciprocal are good to 2^-21, far below bf16's 2^-9, and leave the kernel
+// bound by memory, which exact ones would not.
 __device__ float silu(float gate) { return __fdividef(gate, 1.0F + __expf(-gate)); }
 
 // A thread takes eight columns of one token. Grid: tokens × pieces of 2048 columns.
-__global__ void __launch_bounds__(kThreads) silu_kernel(const bf16* gate_up, std::int64_t gate_up_cols,
-                                                        std::int64_t up_begin, bool aligned, void* out,
-                                                        float* scales, int cols, bool pow2) {
+__global__ void __launch_bounds__(kThreads)
+    silu_kernel(const bf16* gate_up, std::int64_t gate_up_cols, std::int64_t up_begin, bool aligned,
+                void* out, float* scales, int cols, bool pow2) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   const std::int64_t token = blockIdx.x;

@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(kThreads)
 void quantize_activations(const bf16* x, std::int64_t rows, std::int64_t cols, bool pow2, std::uint8_t* codes,
                           float* scales, cudaStream_t stream) {
   if (rows == 0) return;
-  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>((cols + kThreads * 8 - 1) / (kThreads * 8)));
+  const dim3 grid(static_cast<unsigned>(rows),
+                  static_cast<unsigned>((cols + kThreads * 8 - 1) / (kThreads * 8)));
   launch(quantize_kernel, grid, dim3(kThreads), 0, stream, x, static_cast<int>(cols), pow2, codes, scales);
 }
 

@@ -17,8 +17,8 @@ DeviceBuffer::DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
     std::size_t free = 0;
     std::size_t total = 0;
     check(cudaMemGetInfo(&free, &total), "memory query");
-    fail_system("the GPU has no room for {} more bytes: {} of {} are free; use a smaller KV cache or model", bytes,
-                free, total);
+    fail_system("the GPU has no room for {} more bytes: {} of {} are free; use a smaller KV cache or model",
+                bytes, free, total);
   }
   check(status, "memory allocation");
 }

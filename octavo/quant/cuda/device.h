@@ -1,5 +1,5 @@
-// What every CUDA file of Octavo needs of the runtime: errors as exceptions, owned device memory, and launches
-// that may start before the kernel ahead of them has ended.
+// What every CUDA file of Octavo needs of the runtime: errors as exceptions, owned device memory, and
+// launches that may start before the kernel ahead of them has ended.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -46,7 +46,8 @@ class DeviceBuffer {
 template <typename T>
 DeviceBuffer to_device(std::span<const T> values) {
   DeviceBuffer out(values.size_bytes());
-  check(cudaMemcpy(out.data(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice), "copy to the device");
+  check(cudaMemcpy(out.data(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
+        "copy to the device");
   return out;
 }
 template <typename T>
@@ -69,11 +70,11 @@ __device__ inline void wait_for_previous_kernel() { asm volatile("griddepcontrol
 // Lets the next kernel of the stream start, up to its own wait_for_previous_kernel().
 __device__ inline void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 
-// Programmatic dependent launch (CUDA programming guide, "Programmatic Dependent Launch and Synchronization"):
-// the kernel may begin while the one before it drains.
+// Programmatic dependent launch (CUDA programming guide, "Programmatic Dependent Launch and
+// Synchronization"): the kernel may begin while the one before it drains.
 template <typename... Parameters, typename... Args>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
-            Args&&... args) {
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
+            cudaStream_t stream, Args&&... args) {
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;

@@ -1,5 +1,5 @@
-// A 1×128 group quantized by the sixteen lanes that hold it, eight values each: the tail of every kernel whose
-// result feeds an FP8 linear layer.
+// A 1×128 group quantized by the sixteen lanes that hold it, eight values each: the tail of every kernel
+// whose result feeds an FP8 linear layer.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ struct ActivationRow {
   bool pow2;
 };
 
-// Writes the eight values at `col` of the row. Called by all lanes of a warp, each half of which holds one group; a
-// lane past the end of the row passes zeros. Values are rounded to bf16 first (docs/numerics.md).
+// Writes the eight values at `col` of the row. Called by all lanes of a warp, each half of which holds one
+// group; a lane past the end of the row passes zeros. Values are rounded to bf16 first (docs/numerics.md).
 __device__ inline void write_activation(const ActivationRow& row, int col, float (&v)[8]) {
   const int count = min(8, row.cols - col);
   const bool whole = count == 8 && row.cols % 8 == 0;
@@ -36,7 +36,8 @@ __device__ inline void write_activation(const ActivationRow& row, int col, float
 #pragma unroll
   for (int lane = kLanesPerGroup / 2; lane > 0; lane /= 2)
     largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, lane));
-  const Scale scale = device_scale(__uint_as_float(largest), {.pow2 = row.pow2, .formula = ScaleFormula::kDivide});
+  const Scale scale =
+      device_scale(__uint_as_float(largest), {.pow2 = row.pow2, .formula = ScaleFormula::kDivide});
   if (count <= 0) return;
   store8(static_cast<std::uint8_t*>(row.data) + col, whole, count, e4m3x8(v, scale.multiplier));
   if (col % kBlock == 0) row.scales[col / kBlock] = scale.scale;

@@ -1,5 +1,5 @@
-// Block scaling on the device: the bits of octavo/quant/block_scaling.cc and e4m3.h. Every arithmetic step is one
-// rounded intrinsic, so that no compiler flag can contract or approximate it.
+// Block scaling on the device: the bits of octavo/quant/block_scaling.cc and e4m3.h. Every arithmetic step is
+// one rounded intrinsic, so that no compiler flag can contract or approximate it.
 #pragma once
 
 #include <cuda_fp8.h>
@@ -35,8 +35,8 @@ __device__ inline Scale device_scale(float amax, ScalingOptions options) {
   return {ldexpf(1.0F, exponent), ldexpf(1.0F, -exponent)};
 }
 
-// Two codes, that of `low` in the low byte. The instruction rounds to nearest even, saturates and makes every NaN
-// 0x7f, which is what docs/numerics.md asks for.
+// Two codes, that of `low` in the low byte. The instruction rounds to nearest even, saturates and makes every
+// NaN 0x7f, which is what docs/numerics.md asks for.
 __device__ inline std::uint32_t e4m3x2(float low, float high) {
   return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
 }

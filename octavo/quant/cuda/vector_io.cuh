@@ -14,7 +14,8 @@ namespace octavo::cuda {
 __device__ inline float low_bf16(std::uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ inline float high_bf16(std::uint32_t pair) { return __uint_as_float(pair & 0xffff0000U); }
 
-// Two values rounded to bf16. A NaN becomes a quiet NaN of unspecified sign (the instruction's canonical one).
+// Two values rounded to bf16. A NaN becomes a quiet NaN of unspecified sign (the instruction's canonical
+// one).
 __device__ inline std::uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const std::uint32_t*>(&pair);
@@ -34,8 +35,8 @@ __device__ inline uint4 pack8(const float (&v)[8]) {
   return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
 }
 
-// `whole`: all eight are inside the row and the address is a multiple of 16 bytes. Otherwise `count` of them are
-// read one by one, the rest are 0.
+// `whole`: all eight are inside the row and the address is a multiple of 16 bytes. Otherwise `count` of them
+// are read one by one, the rest are 0.
 __device__ inline void load8(const bf16* p, bool whole, int count, float (&v)[8]) {
   if (whole) {
     unpack8(*reinterpret_cast<const uint4*>(p), v);

@@ -9,7 +9,8 @@
 
 namespace octavo::cuda {
 
-void WeightQuantizer::start(std::span<const WeightJob> jobs, const ScalingOptions& options, cudaStream_t stream) {
+void WeightQuantizer::start(std::span<const WeightJob> jobs, const ScalingOptions& options,
+                            cudaStream_t stream) {
   order_.resize(jobs.size());
   std::iota(order_.begin(), order_.end(), std::size_t{0});
   std::stable_sort(order_.begin(), order_.end(),
@@ -28,7 +29,8 @@ void WeightQuantizer::start(std::span<const WeightJob> jobs, const ScalingOption
   std::vector<Launch> launches;
   for (std::size_t i = 0; i < jobs.size(); ++i) {
     const WeightJob& job = jobs[order_[i]];
-    if (job.dtype == DType::kF8E4M3) fail("weights of type {} cannot be quantized: give F32, BF16 or F16", name_of(job.dtype));
+    if (job.dtype == DType::kF8E4M3)
+      fail("weights of type {} cannot be quantized: give F32, BF16 or F16", name_of(job.dtype));
     if (launches.empty() || launches.back().dtype != job.dtype) launches.push_back({job.dtype, i, 0, 0});
     const WeightTableRow row{job, launches.back().blocks};
     std::memcpy(host_table_.data() + i * sizeof row, &row, sizeof row);

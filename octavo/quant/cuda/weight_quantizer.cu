@@ -13,8 +13,8 @@ constexpr int kSteps = static_cast<int>(kBlock) / kRowStep;
 constexpr int kWarps = kThreads / 32;
 constexpr unsigned kAll = 0xffffffffU;
 
-// Eight values as they lie in memory: a block of them waits in registers until its scale is known, and bf16 takes
-// half the room of floats.
+// Eight values as they lie in memory: a block of them waits in registers until its scale is known, and bf16
+// takes half the room of floats.
 template <typename T>
 struct Packed {  // bf16 and f16
   uint4 raw;
@@ -105,10 +105,12 @@ __device__ std::uint32_t block_max(std::uint32_t value) {
   return largest;
 }
 
-// One 128×128 block of one job, held in registers between the search for its largest magnitude and its rounding.
+// One 128×128 block of one job, held in registers between the search for its largest magnitude and its
+// rounding.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
-    quantize_kernel(const WeightTableRow* table, int count, ScalingOptions options, unsigned long long* first_bad) {
+    quantize_kernel(const WeightTableRow* table, int count, ScalingOptions options,
+                    unsigned long long* first_bad) {
   const int index = find_job(table, count, blockIdx.x);
   const WeightJob job = table[index].job;
   const std::int64_t block = blockIdx.x - table[index].first_block;
@@ -171,7 +173,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
 }  // namespace
 
 void launch_weight_quantizer(DType dtype, const WeightTableRow* table, int count, unsigned blocks,
-                             const ScalingOptions& options, unsigned long long* first_bad, cudaStream_t stream) {
+                             const ScalingOptions& options, unsigned long long* first_bad,
+                             cudaStream_t stream) {
   if (blocks == 0) return;
   if (dtype == DType::kF32)
     quantize_kernel<float><<<blocks, kThreads, 0, stream>>>(table, count, options, first_bad);

@@ -1,5 +1,5 @@
-// Weights on the device to block-scaled E4M3 codes, or to bf16 or FP32, straight into the buffers that the engine
-// computes with: the bits of octavo/quant/weight_quantizer.h, many tensors in one launch.
+// Weights on the device to block-scaled E4M3 codes, or to bf16 or FP32, straight into the buffers that the
+// engine computes with: the bits of octavo/quant/weight_quantizer.h, many tensors in one launch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,8 +15,8 @@
 
 namespace octavo::cuda {
 
-// One matrix [rows, cols] (a vector is one row), all pointers to device memory. Outputs are dense and row-major;
-// nothing outside them is written.
+// One matrix [rows, cols] (a vector is one row), all pointers to device memory. Outputs are dense and
+// row-major; nothing outside them is written.
 struct WeightJob {
   enum class Target : std::int32_t { kE4M3, kBF16, kF32 };
 
@@ -37,8 +37,8 @@ class WeightQuantizer {
   // finish(). One launch for each source dtype that occurs.
   void start(std::span<const WeightJob> jobs, const ScalingOptions& options, cudaStream_t stream);
 
-  // Waits. For each job the flat index (r * cols + c) of its first element that is not finite (as bf16 where that is
-  // the target), if there is one; that job's output is then unspecified.
+  // Waits. For each job the flat index (r * cols + c) of its first element that is not finite (as bf16 where
+  // that is the target), if there is one; that job's output is then unspecified.
   std::vector<std::optional<std::int64_t>> finish(cudaStream_t stream);
 
  private:

@@ -12,6 +12,7 @@ struct WeightTableRow {
 
 // All rows of the table have this dtype. first_bad[i] belongs to row i and starts as ~0.
 void launch_weight_quantizer(DType dtype, const WeightTableRow* table, int count, unsigned blocks,
-                             const ScalingOptions& options, unsigned long long* first_bad, cudaStream_t stream);
+                             const ScalingOptions& options, unsigned long long* first_bad,
+                             cudaStream_t stream);
 
 }  // namespace octavo::cuda
