@@ -137,9 +137,10 @@ void sampling() {
 
 void attention() {
   const AttentionShape shape{32, 8, 128, 0, 4096, 5120, 6144};
-  constexpr std::int64_t kContext = 1024;
-  for (const std::int64_t sequences : {1, 64}) {
-    const KvGeometry geometry{sequences * kContext / 16, 8, 128};
+  for (const auto& [sequences, context] : std::vector<std::pair<std::int64_t, std::int64_t>>{
+           {1, 640}, {1, 4096}, {64, 180}, {64, 1024}, {64, 4096}, {256, 180}, {256, 1024}, {256, 4096}}) {
+    const std::int64_t padded_context = (context + 15) / 16 * 16;
+    const KvGeometry geometry{sequences * padded_context / 16, 8, 128};
     const auto keys = random_values(geometry.layer_bytes());
     const auto values = random_values(geometry.layer_bytes());
     const auto qkv = random_values(static_cast<std::size_t>(sequences * shape.qkv_cols) * 2);
@@ -150,31 +151,37 @@ void attention() {
     std::vector<std::int32_t> slots;
     std::vector<std::int32_t> starts;
     for (std::int32_t s = 0; s < sequences; ++s) {
-      positions.push_back(kContext - 1);
-      starts.push_back(s * kContext / 16);
-      slots.push_back(blocks[static_cast<std::size_t>(starts.back() + kContext / 16 - 1)] * 16 + 15);
+      positions.push_back(static_cast<std::int32_t>(padded_context - 1));
+      starts.push_back(static_cast<std::int32_t>(s * padded_context / 16));
+      slots.push_back(blocks[static_cast<std::size_t>(starts.back() + padded_context / 16 - 1)] * 16 + 15);
     }
     const auto device_blocks = cuda::to_device(blocks);
     const auto device_positions = cuda::to_device(positions);
     const auto device_slots = cuda::to_device(slots);
     const auto device_starts = cuda::to_device(starts);
-    const cuda::DeviceBatch batch{sequences, device_positions.data<std::int32_t>(),
-                                  device_slots.data<std::int32_t>(), device_starts.data<std::int32_t>(),
-                                  device_blocks.data<std::int32_t>()};
-    const auto rope = random_values(static_cast<std::size_t>(kContext) * 64 * 8);
+    const cuda::DeviceBatch batch{sequences,
+                                  device_positions.data<std::int32_t>(),
+                                  device_slots.data<std::int32_t>(),
+                                  device_starts.data<std::int32_t>(),
+                                  device_blocks.data<std::int32_t>(),
+                                  padded_context};
+    const auto rope = random_values(static_cast<std::size_t>(padded_context) * 64 * 8);
     const KvLayer kv{keys.data(), values.data()};
     const DeviceBuffer out(static_cast<std::size_t>(sequences) * 4096 * 2);
-    const DeviceBuffer plain(out.bytes());
+    const DeviceBuffer partials(cuda::attention_partial_bytes(shape));
+    const auto counters =
+        cuda::to_device(std::vector<std::byte>(cuda::attention_counter_bytes(shape), std::byte{0}));
     const DeviceBuffer scales(static_cast<std::size_t>(sequences) * 32 * 4);
     row("rope + cache write, 32/8 heads of 128", sequences,
         static_cast<double>(sequences) * (5120 * 4 + 1024 * 4), time_us(20, [&](int) {
           cuda::rope_and_store(qkv.data<bf16>(), batch, shape, nullptr, nullptr, 1e-5F,
-                               {rope.data<float>(), rope.data<float>() + kContext * 64}, kv, stream);
+                               {rope.data<float>(), rope.data<float>() + padded_context * 64}, kv, stream);
         }));
-    row("attention of a decode + quantize, context 1024", sequences,
+    row(fmt::format("attention of a decode + quantize, context {}", padded_context), sequences,
         2.0 * static_cast<double>(geometry.layer_bytes()), time_us(4, [&](int) {
           cuda::attention(qkv.data<bf16>(), batch, shape, kv,
-                          {out.data<bf16>(), scales.data<float>(), 4096, false}, plain.data<bf16>(), stream);
+                          {out.data<bf16>(), scales.data<float>(), 4096, false},
+                          {partials.data<float>(), counters.data<std::int32_t>(), nullptr}, stream);
         }));
   }
 }

@@ -170,7 +170,7 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
     shape.k_begin = pad(heads * dim);
     shape.v_begin = shape.k_begin + pad(kv_heads * dim);
     shape.qkv_cols = shape.v_begin + pad(kv_heads * dim);
-    const std::int64_t length = random_.in(1, round == 0 ? 600 : 150);
+    const std::int64_t length = random_.in(1, round < 4 ? 1200 : 150);
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " round " << round << " dim " << dim
                                     << " heads " << heads << "/" << kv_heads << " length " << length);
     const auto qkv = random_.values(length * shape.qkv_cols);
@@ -206,12 +206,21 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
     const auto device_q_norm = to_device(q_norm);
     const auto device_k_norm = to_device(k_norm);
     const auto device_blocks = to_device(blocks);
+    const DeviceBuffer partials(cuda::attention_partial_bytes(shape));
+    const DeviceBuffer counters =
+        to_device(std::vector<std::byte>(cuda::attention_counter_bytes(shape), std::byte{0}));
+    const DeviceBuffer unquantized(static_cast<std::size_t>(length * heads * dim) * sizeof(bf16));
     std::vector<bf16> whole;
-    for (const bool chunked : {false, true}) {
+    // In one step; in chunks, with long contexts shared out; the same with quantized results.
+    for (const int turn : {0, 1, 2}) {
+      const bool chunked = turn > 0;
+      const bool fp8 = turn == 2;
+      const cuda::AttentionWorkspace workspace{chunked ? partials.data<float>() : nullptr,
+                                               counters.data<std::int32_t>(), unquantized.data<bf16>()};
       const auto keys = to_device(std::vector<bf16>(geometry.layer_bytes() / 2, kPoison));
       const auto values = to_device(std::vector<bf16>(geometry.layer_bytes() / 2, kPoison));
       const auto device_qkv = to_device(qkv);
-      const DeviceActivation out(length, heads * dim, false, false);
+      const DeviceActivation out(length, heads * dim, fp8, round % 4 == 0);
       for (std::int64_t begin = 0; begin < length;) {
         const std::int64_t count = chunked ? std::min(length - begin, random_.in(1, 40)) : length;
         std::vector<std::int32_t> here(positions.begin() + begin, positions.begin() + begin + count);
@@ -221,9 +230,12 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
         const auto device_positions = to_device(here);
         const auto device_slots = to_device(slots);
         const auto starts = to_device(std::vector<std::int32_t>(static_cast<std::size_t>(count), 0));
-        const cuda::DeviceBatch step{count, device_positions.data<std::int32_t>(),
-                                     device_slots.data<std::int32_t>(), starts.data<std::int32_t>(),
-                                     device_blocks.data<std::int32_t>()};
+        const cuda::DeviceBatch step{count,
+                                     device_positions.data<std::int32_t>(),
+                                     device_slots.data<std::int32_t>(),
+                                     starts.data<std::int32_t>(),
+                                     device_blocks.data<std::int32_t>(),
+                                     begin + count};
         bf16* rows = device_qkv.data<bf16>() + begin * shape.qkv_cols;
         const KvLayer kv{keys.data(), values.data()};
         cuda::rope_and_store(rows, step, shape, norm ? device_q_norm.data<float>() : nullptr,
@@ -231,8 +243,13 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
                              {device_table.data<float>(), device_table.data<float>() + length * half}, kv,
                              nullptr);
         Activation target = out.view;
-        target.data += begin * heads * dim;
-        cuda::attention(rows, step, shape, kv, target, nullptr, nullptr);
+        if (fp8) {  // codes are bytes
+          target.data = reinterpret_cast<bf16*>(out.data.data<std::uint8_t>() + begin * heads * dim);
+          target.scales += begin * blocks_of(heads * dim);
+        } else {
+          target.data += begin * heads * dim;
+        }
+        cuda::attention(rows, step, shape, kv, target, workspace, nullptr);
         begin += count;
         cuda::check(cudaDeviceSynchronize(), "attention");  // before the step's arrays go
       }
@@ -256,6 +273,10 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
             ASSERT_EQ(got_values[static_cast<std::size_t>(at)].bits,
                       qkv[static_cast<std::size_t>(row + shape.v_begin)].bits);
           }
+      if (fp8) {
+        expect_quantized(out, whole, heads * dim);
+        continue;
+      }
       const auto got = to_host<bf16>(out.data);
       if (chunked) {
         ASSERT_EQ(std::memcmp(got.data(), whole.data(), got.size() * sizeof(bf16)), 0);
@@ -268,7 +289,10 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
       // few elements.
       const double score_error = static_cast<double>(dim) * kU * 16 * std::sqrt(static_cast<double>(dim)) +
                                  (norm ? 4 * kBf16Step : 0.0);
-      const double absolute = 5 * (score_error + 0x1p-19 + static_cast<double>(length) * kU);
+      // The tensor cores take the weights of the softmax in bf16.
+      const bool tensor_cores = dim == 64 || dim == 128;
+      const double absolute = 5 * ((tensor_cores ? kBf16Step / 4 : 0.0) + score_error + 0x1p-19 +
+                                   static_cast<double>(length) * kU);
       for (std::size_t i = 0; i < got.size(); ++i)
         ASSERT_NEAR(to_float(got[i]), to_float(want[i]), kBf16Step * std::fabs(to_float(want[i])) + absolute)
             << i;

@@ -2,7 +2,7 @@
 // depends on the token's own context only, and on nothing of how prompts were cut into steps.
 #include <cmath>
 
-#include "octavo/ops/cuda/kernels.h"
+#include "octavo/ops/cuda/attention_kernels.h"
 #include "octavo/ops/cuda/kv_layout.cuh"
 #include "octavo/quant/cuda/activation_quantizer.h"
 #include "octavo/quant/cuda/device.h"
@@ -106,15 +106,31 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 }  // namespace
 
+std::size_t attention_partial_bytes(const AttentionShape& shape) {
+  return static_cast<std::size_t>(kMaxSharedSplits * shape.num_kv_heads * kPartialHeads *
+                                  (shape.head_dim + 2)) *
+         sizeof(float);
+}
+std::size_t attention_counter_bytes(const AttentionShape& shape) {
+  return static_cast<std::size_t>(kMaxSharedSplits * shape.num_kv_heads) * sizeof(std::int32_t);
+}
+
 void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
-               const Activation& out, bf16* unquantized, cudaStream_t stream) {
+               const Activation& out, const AttentionWorkspace& workspace, cudaStream_t stream) {
   if (batch.tokens == 0) return;
-  const dim3 grid(static_cast<unsigned>(batch.tokens),
-                  static_cast<unsigned>((shape.num_heads + kWarps - 1) / kWarps));
-  bf16* const target = out.scales == nullptr ? out.data : unquantized;
-  launch(attention_kernel, grid, dim3(kWarps * 32), 0, stream, qkv, batch, shape,
-         static_cast<const bf16*>(kv.keys), static_cast<const bf16*>(kv.values),
-         1.0F / std::sqrt(static_cast<float>(shape.head_dim)), target);
+  const bool gqa = gqa_attention_takes(shape);
+  if (gqa && (out.scales == nullptr || shape.head_dim == kBlock))
+    return gqa_attention(qkv, batch, shape, kv, out, workspace, stream);
+  bf16* const target = out.scales == nullptr ? out.data : workspace.unquantized;
+  if (gqa) {
+    gqa_attention(qkv, batch, shape, kv, {target, nullptr, out.cols, false}, workspace, stream);
+  } else {
+    const dim3 grid(static_cast<unsigned>(batch.tokens),
+                    static_cast<unsigned>((shape.num_heads + kWarps - 1) / kWarps));
+    launch(attention_kernel, grid, dim3(kWarps * 32), 0, stream, qkv, batch, shape,
+           static_cast<const bf16*>(kv.keys), static_cast<const bf16*>(kv.values),
+           1.0F / std::sqrt(static_cast<float>(shape.head_dim)), target);
+  }
   if (out.scales != nullptr)
     quantize_activations(target, batch.tokens, out.cols, out.pow2, reinterpret_cast<std::uint8_t*>(out.data),
                          out.scales, stream);

@@ -20,6 +20,7 @@ struct DeviceBatch {
   const std::int32_t* table_starts =
       nullptr;  // [tokens]: where its sequence's block table begins in block_tables
   const std::int32_t* block_tables = nullptr;  // of all sequences
+  std::int64_t longest_context = 0;            // the largest position + 1
 };
 
 void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids, std::int64_t tokens,
@@ -38,10 +39,19 @@ void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& s
                     const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv,
                     cudaStream_t stream);
 
-// Grouped-query attention of every token to the positions up to its own; head_dim at most 256. `unquantized`
-// [tokens, out.cols] is scratch, needed where out.scales is not null.
+// Scratch of attention(), all optional: without `partials` and `counters` long contexts of few tokens are
+// slow, and `unquantized` is needed only where out.scales is not null.
+struct AttentionWorkspace {
+  float* partials = nullptr;         // attention_partial_bytes(shape)
+  std::int32_t* counters = nullptr;  // attention_counter_bytes(shape), zero before and after
+  bf16* unquantized = nullptr;       // [tokens, out.cols]
+};
+std::size_t attention_partial_bytes(const AttentionShape& shape);
+std::size_t attention_counter_bytes(const AttentionShape& shape);
+
+// Grouped-query attention of every token to the positions up to its own; head_dim at most 256.
 void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
-               const Activation& out, bf16* unquantized, cudaStream_t stream);
+               const Activation& out, const AttentionWorkspace& workspace, cudaStream_t stream);
 
 // Copies one cache block to another in `layers` (host array) layers.
 void copy_kv_block(const KvLayer* layers, std::int64_t num_layers, const KvGeometry& geometry,

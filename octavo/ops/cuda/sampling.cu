@@ -12,6 +12,7 @@ constexpr int kChunk = 128;  // kVocabChunk of the CPU sampler
 constexpr int kLanes = 16;   // and its vector width
 constexpr int kThreads = 256;
 constexpr int kChunksPerBlock = 4 * kThreads / kLanes;
+constexpr int kBatch = 16;  // chunk sums that one thread has in flight
 constexpr unsigned kAll = 0xffffffffU;
 
 __host__ __device__ std::int64_t chunks_of(std::int64_t vocab) { return (vocab + kChunk - 1) / kChunk; }
@@ -127,9 +128,10 @@ __global__ void __launch_bounds__(kThreads)
                 SampleResult* results, float* scratch) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  extern __shared__ float shared_sums[];
+  extern __shared__ double shared_sums[];  // filled up with zeros to whole batches
   __shared__ double total;
-  __shared__ double rest;
+  __shared__ double shared_rest;
+  double rest = 0;
   __shared__ int chosen_chunk;
   __shared__ int first_largest;
   __shared__ float weights[kChunk];
@@ -137,7 +139,9 @@ __global__ void __launch_bounds__(kThreads)
   const SampleTask task = tasks[blockIdx.x];
   const float* const x = logits + task.row * stride;
   const float* const maxima = maxima_of(scratch, blockIdx.x, chunks);
-  for (int i = static_cast<int>(threadIdx.x); i < chunks; i += kThreads) shared_sums[i] = maxima[chunks + i];
+  const int padded = (chunks + kBatch - 1) / kBatch * kBatch;
+  for (int i = static_cast<int>(threadIdx.x); i < padded; i += kThreads)
+    shared_sums[i] = i < chunks ? maxima[chunks + i] : 0.0F;
   const float max = row_max(maxima, chunks);
   const float inverse_temperature = effective_inverse_temperature(task);
   const bool greedy = task.inverse_temperature == 0;
@@ -146,23 +150,28 @@ __global__ void __launch_bounds__(kThreads)
 
   if (threadIdx.x == 0) {
     double sum = 0;
-#pragma unroll 8
-    for (int c = 0; c < chunks; ++c) sum += shared_sums[c];
-    total = sum;
-    int chunk = -1;
-    if (task.target < 0 && !greedy && !isnan(sum)) {
-      double left = task.uniform * sum;
-      double mass_before = 0;
-      for (int c = 0; c < chunks; ++c) {
-        const double mass = shared_sums[c];
-        if (mass == 0) continue;
-        if (chunk >= 0) left -= mass_before;
-        mass_before = mass;
-        chunk = c;
-        if (left < mass) break;
-      }
-      rest = left;
+    for (int c = 0; c < padded; c += kBatch) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) sum += shared_sums[c + i];
     }
+    total = sum;
+    // The CPU passes over chunks without mass; subtracting 0 changes nothing, so here they only must not be
+    // chosen.
+    int chunk = -1;
+    double left = task.uniform * sum;
+    bool found = task.target >= 0 || greedy || isnan(sum);
+    for (int c = 0; c < padded && !found; c += kBatch) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const double mass = shared_sums[c + i];
+        const bool candidate = !found && mass != 0;
+        chunk = candidate ? c + i : chunk;
+        rest = candidate ? left : rest;
+        found = found || (candidate && left < mass);
+        left -= mass;
+      }
+    }
+    shared_rest = rest;
     chosen_chunk = chunk;
   } else if (greedy) {
     for (int i = static_cast<int>(threadIdx.x) - 1; i < chunks; i += kThreads - 1)
@@ -193,7 +202,7 @@ __global__ void __launch_bounds__(kThreads)
     result.token = static_cast<std::int32_t>(begin + i);
   } else {
     double passed = 0;
-    for (int i = 0; i < kChunk && (result.token < 0 || passed <= rest); ++i) {
+    for (int i = 0; i < kChunk && (result.token < 0 || passed <= shared_rest); ++i) {
       if (weights[i] == 0.0F) continue;
       passed += weights[i];
       result.token = static_cast<std::int32_t>(begin + i);
@@ -216,7 +225,8 @@ void sample(const float* logits, std::int64_t stride, std::int64_t vocab, const 
   launch(maxima_kernel, grid, dim3(kThreads), 0, stream, logits, stride, vocab, tasks, scratch);
   launch(sums_kernel, grid, dim3(kThreads), 0, stream, logits, stride, vocab, tasks, scratch);
   launch(draw_kernel, dim3(static_cast<unsigned>(count)), dim3(kThreads),
-         static_cast<std::size_t>(chunks) * 4, stream, logits, stride, vocab, tasks, results, scratch);
+         static_cast<std::size_t>((chunks + kBatch - 1) / kBatch * kBatch) * sizeof(double), stream, logits,
+         stride, vocab, tasks, results, scratch);
 }
 
 }  // namespace octavo::cuda
