@@ -23,8 +23,12 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
 constexpr int kStages = 3;
+// Where tokens give at least this many blocks of threads, which is about as many as an H200 holds at once,
+// contexts are not shared out.
+constexpr std::int64_t kEnoughBlocks = 256;
 constexpr int kSplitPages = static_cast<int>(kSplitPositions) / kPage;
-constexpr int kHeads = 8;  // rows of a tile; unused ones compute on zeros
+static_assert(kSplitPages % kWarps == 0);  // a warp's pages are evenly spaced across splits
+constexpr int kHeads = 8;                  // rows of a tile; unused ones compute on zeros
 constexpr unsigned kAll = 0xffffffffU;
 
 struct Arguments {
@@ -266,6 +270,13 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
     bulk_copy(shared.ring[warp][stage][1], a.values + at, kPageBytes, full);
   };
 
+  // A warp's pages run on from one split into the next, and so does its ring.
+  const int end_page = min(pages, end_split * kSplitPages);
+  const int first_page = first_split * kSplitPages + warp;
+  if (lane == 0)
+    for (int page = first_page; page < min(end_page, first_page + kStages * kWarps); page += kWarps)
+      issue(page);
+
   constexpr int kThreadsPerHead = kDim / 8;
   const int head = static_cast<int>(threadIdx.x) / kThreadsPerHead;
   const int dim = static_cast<int>(threadIdx.x) % kThreadsPerHead * 8;
@@ -274,17 +285,14 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
   unsigned consumed = 0;
   for (int split = first_split; split < end_split; ++split) {
     const int end = min(pages, (split + 1) * kSplitPages);
-    const int begin = split * kSplitPages + warp;
-    if (lane == 0)
-      for (int page = begin; page < min(end, begin + kStages * kWarps); page += kWarps) issue(page);
     WarpState<kDim> state;
-    for (int page = begin; page < end; page += kWarps, ++consumed) {
+    for (int page = split * kSplitPages + warp; page < end; page += kWarps, ++consumed) {
       const unsigned stage = consumed % kStages;
       wait_full(&shared.full[warp][stage], consumed / kStages % 2);
       attend_page(state, q, shared.ring[warp][stage][0], shared.ring[warp][stage][1],
                   min(kPage, last + 1 - page * kPage), a.scale_log2);
       __syncwarp();  // all lanes have read the page
-      if (lane == 0 && page + kStages * kWarps < end) issue(page + kStages * kWarps);
+      if (lane == 0 && page + kStages * kWarps < end_page) issue(page + kStages * kWarps);
     }
     publish(shared, state);
     __syncthreads();
@@ -374,7 +382,8 @@ bool gqa_attention_takes(const AttentionShape& shape) {
 void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
                    const Activation& out, const AttentionWorkspace& workspace, cudaStream_t stream) {
   const std::int64_t splits = (batch.longest_context + kSplitPositions - 1) / kSplitPositions;
-  const bool share_out = workspace.partials != nullptr && batch.tokens * splits <= kMaxSharedSplits;
+  const bool share_out = workspace.partials != nullptr && batch.tokens * shape.num_kv_heads < kEnoughBlocks &&
+                         batch.tokens * splits <= kMaxSharedSplits;
   const Arguments arguments{qkv,
                             batch,
                             shape,
