@@ -25,6 +25,8 @@ struct V16 {
   __m512 v;
 };
 inline V16 set1(float x) { return {_mm512_set1_ps(x)}; }
+// Lanes 2i and 2i + 1 change places.
+inline V16 swap_pairs(V16 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
 inline V16 zero() { return {_mm512_setzero_ps()}; }
 inline V16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, V16 a) { _mm512_storeu_ps(p, a.v); }
@@ -98,6 +100,7 @@ struct V16 {
   __m256 lo, hi;
 };
 inline V16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline V16 swap_pairs(V16 a) { return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)}; }
 inline V16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline V16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, V16 a) {
@@ -216,6 +219,11 @@ inline V16 set1(float x) {
   return r;
 }
 inline V16 zero() { return set1(0.0F); }
+inline V16 swap_pairs(V16 a) {
+  V16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ 1];
+  return r;
+}
 inline V16 load(const float* p) {
   V16 r;
   std::memcpy(r.v, p, sizeof r.v);

@@ -21,8 +21,9 @@ namespace octavo::OCTAVO_ISA_NS {
 namespace {
 
 constexpr std::int64_t kPairs = kBlock / 2;
-// Tokens whose totals are held at once; 256 rows of totals for 4 tiles are 64 KiB of L2.
+// Tokens and tiles whose totals are held at once: a strip, 192 KiB of L2.
 constexpr std::int64_t kTokenChunk = 256;
+constexpr std::int64_t kStripTiles = 12;
 
 #if OCTAVO_ISA_avx512bf16 || OCTAVO_ISA_amxbf16
 #define OCTAVO_BF16_PANEL 1
@@ -31,7 +32,7 @@ constexpr std::int64_t kTokenChunk = 256;
 #if OCTAVO_BF16_PANEL
 using PanelElement = bf16;  // a pair is 32 bf16, as in memory
 #else
-using PanelElement = float;  // a pair is 16 floats of the odd column, then 16 of the even one
+using PanelElement = float;  // a pair is 16 floats of the odd column, then 16 of the even one; x likewise
 #endif
 constexpr std::int64_t kPairElements = 32;
 
@@ -40,11 +41,12 @@ constexpr std::int64_t kPairElements = 32;
 #if OCTAVO_ISA_portable
 constexpr int kRows = 2, kTiles = 1, kWideRows = 1, kWideTiles = 2;
 #elif OCTAVO_ISA_avx2
-constexpr int kRows = 3, kTiles = 2, kWideRows = 1, kWideTiles = 4;
+constexpr int kRows = 6, kTiles = 1, kWideRows = 1, kWideTiles = 4;
 #else
-constexpr int kRows = 6, kTiles = 4, kWideRows = 2, kWideTiles = 8;
+constexpr int kRows = 8, kTiles = 3, kWideRows = 2, kWideTiles = 8;
 #endif
 constexpr int kPanelTiles = kWideTiles;
+static_assert(kStripTiles % kTiles == 0 && kStripTiles >= kWideTiles);
 
 #if OCTAVO_BF16_PANEL
 
@@ -118,11 +120,18 @@ void decode_bf16_tile(const bf16* values, std::int64_t pairs, PanelElement* pane
   }
 }
 
+// `cols` columns of a token to FP32, the odd one of each pair first: the order in which they are added.
+void convert_token(const bf16* x, std::int64_t cols, float* out) {
+  std::int64_t k = 0;
+  for (; k + 16 <= cols; k += 16) store(out + k, swap_pairs(load(x + k)));
+  for (; k < cols; ++k) out[k] = to_float(x[k ^ 1]);
+}
+
 #endif
 
 // One 128-column block of up to R tokens and T tiles.
 struct Block {
-  const bf16* x = nullptr;  // first token, first column of the block
+  const PanelElement* x = nullptr;  // first token, first column of the block
   std::int64_t x_stride = 0;
   std::int64_t pairs = 0;
   const PanelElement* panel = nullptr;  // T tiles, kPairs * kPairElements apart, or the weights themselves
@@ -252,27 +261,16 @@ void multiply_block(const Block& block) {
     }
   }
 #else
-  alignas(64) float x[R][kBlock];
-  for (int r = 0; r < R; ++r) {
-    const bf16* row = block.x + r * block.x_stride;
-    const std::int64_t cols = block.pairs * 2;
-    std::int64_t k = 0;
-    for (; k + 16 <= cols; k += 16) store(x[r] + k, load(row + k));
-    for (; k < cols; ++k) x[r][k] = to_float(row[k]);
-  }
-  for (std::int64_t p = 0; p < block.pairs; ++p) {
-    for (int half = 0; half < 2; ++half) {  // odd column, then even
-      V16 w[T];
-      for (int t = 0; t < T; ++t)
-        w[t] = load(block.panel + t * block.panel_stride + p * kPairElements + half * 16);
-      for (int r = 0; r < R; ++r) {
-        const V16 broadcast = set1(x[r][p * 2 + 1 - half]);
+  for (std::int64_t column = 0; column < block.pairs * 2; ++column) {
+    V16 w[T];
+    for (int t = 0; t < T; ++t) w[t] = load(block.panel + t * block.panel_stride + column * 16);
+    for (int r = 0; r < R; ++r) {
+      const V16 x = set1(block.x[r * block.x_stride + column]);
 #if OCTAVO_ISA_portable
-        for (int t = 0; t < T; ++t) acc[r][t] = broadcast * w[t] + acc[r][t];
+      for (int t = 0; t < T; ++t) acc[r][t] = x * w[t] + acc[r][t];
 #else
-        for (int t = 0; t < T; ++t) acc[r][t] = fma(broadcast, w[t], acc[r][t]);
+      for (int t = 0; t < T; ++t) acc[r][t] = fma(x, w[t], acc[r][t]);
 #endif
-      }
     }
   }
 #endif
@@ -338,55 +336,70 @@ void linear(const LinearTask& task) {
   const std::int64_t tile_elements = weight.in * kTileRows;  // `in` is even
 
   alignas(64) PanelElement panel[kPanelTiles * kPairs * kPairElements];
-  alignas(
-      64) float totals[kTokenChunk * kTiles * 16 > kWideRows * kWideTiles * 16 ? kTokenChunk * kTiles * 16
-                                                                               : kWideRows * kWideTiles * 16];
+#if !OCTAVO_BF16_PANEL
+  alignas(64) float x[kTokenChunk * kBlock];
+#endif
+  alignas(64) float totals[kTokenChunk * kStripTiles * 16];
   float w_scales[kPanelTiles];
 
   for (std::int64_t begin = 0; begin < task.tokens; begin += kTokenChunk) {
     const std::int64_t tokens = std::min(kTokenChunk, task.tokens - begin);
-    const int group = tokens <= kWideRows ? kWideTiles : kTiles;
-    const std::int64_t totals_stride = group * 16;
+    const std::int64_t group = tokens <= kWideRows ? kWideTiles : kTiles;
+    const std::int64_t strip = tokens <= kWideRows ? kWideTiles : kStripTiles;
 #if OCTAVO_ISA_amxbf16
     configure_tiles(tokens);
 #endif
-    for (std::int64_t tile = task.tile_begin; tile < task.tile_end; tile += group) {
-      const int tiles = static_cast<int>(std::min<std::int64_t>(group, task.tile_end - tile));
-      std::fill_n(totals, tokens * totals_stride, 0.0F);
+    for (std::int64_t tile = task.tile_begin; tile < task.tile_end; tile += strip) {
+      const std::int64_t strip_tiles = std::min(strip, task.tile_end - tile);
+      Block block;
+      block.totals_stride = strip_tiles * 16;
+      std::fill_n(totals, tokens * block.totals_stride, 0.0F);
       for (std::int64_t kb = 0; kb < k_blocks; ++kb) {
         const std::int64_t k = kb * kBlock;
-        Block block;
-        block.x = task.x + begin * weight.in + k;
+        const std::int64_t cols = std::min(kBlock, weight.in - k);
+        const bf16* tokens_x = task.x + begin * weight.in + k;
+        block.pairs = cols / 2;
+#if OCTAVO_BF16_PANEL
+        block.x = tokens_x;
         block.x_stride = weight.in;
-        block.pairs = std::min(kBlock, weight.in - k) / 2;
-        block.totals = totals;
-        block.totals_stride = totals_stride;
-        block.panel = panel;
-        block.panel_stride = kPairs * kPairElements;
+#else
+        for (std::int64_t m = 0; m < tokens; ++m)
+          convert_token(tokens_x + m * weight.in, cols, x + m * kBlock);
+        block.x = x;
+        block.x_stride = kBlock;
+#endif
         if (fp8) {
-          const auto* codes =
-              static_cast<const std::uint8_t*>(weight.data) + tile * tile_elements + k * kTileRows;
-          for (int t = 0; t < tiles; ++t) {
-            decode_fp8_tile(codes + t * tile_elements, block.pairs, panel + t * block.panel_stride);
-            w_scales[t] =
-                weight.scales[weight.scale_rows[static_cast<std::size_t>(tile + t)] * k_blocks + kb];
-          }
           block.x_scales = task.x_scales + begin * k_blocks + kb;
           block.x_scales_stride = k_blocks;
           block.w_scales = w_scales;
-        } else {
-          const auto* values = static_cast<const bf16*>(weight.data) + tile * tile_elements + k * kTileRows;
-#if OCTAVO_BF16_PANEL
-          block.panel = values;
-          block.panel_stride = tile_elements;
-#else
-          for (int t = 0; t < tiles; ++t)
-            decode_bf16_tile(values + t * tile_elements, block.pairs, panel + t * block.panel_stride);
-#endif
         }
-        multiply(block, tokens, tiles);
+        for (std::int64_t first = 0; first < strip_tiles; first += group) {
+          const int tiles = static_cast<int>(std::min(group, strip_tiles - first));
+          const std::int64_t at = (tile + first) * tile_elements + k * kTileRows;
+          block.totals = totals + first * 16;
+          block.panel = panel;
+          block.panel_stride = kPairs * kPairElements;
+          if (fp8) {
+            const auto* codes = static_cast<const std::uint8_t*>(weight.data) + at;
+            for (int t = 0; t < tiles; ++t) {
+              decode_fp8_tile(codes + t * tile_elements, block.pairs, panel + t * block.panel_stride);
+              const auto row = static_cast<std::size_t>(tile + first + t);
+              w_scales[t] = weight.scales[weight.scale_rows[row] * k_blocks + kb];
+            }
+          } else {
+            const auto* values = static_cast<const bf16*>(weight.data) + at;
+#if OCTAVO_BF16_PANEL
+            block.panel = values;
+            block.panel_stride = tile_elements;
+#else
+            for (int t = 0; t < tiles; ++t)
+              decode_bf16_tile(values + t * tile_elements, block.pairs, panel + t * block.panel_stride);
+#endif
+          }
+          multiply(block, tokens, tiles);
+        }
       }
-      write_output(task, totals, totals_stride, begin, tokens, tile, tiles);
+      write_output(task, totals, block.totals_stride, begin, tokens, tile, static_cast<int>(strip_tiles));
     }
 #if OCTAVO_ISA_amxbf16
     _tile_release();
