@@ -38,9 +38,11 @@ function(octavo_test name)
     set(ARG_TIMEOUT 300)
   endif()
   add_executable(${name} ${ARG_SOURCES})
-  target_compile_definitions(${name} PRIVATE OCTAVO_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  # Tests run in the repository's root. No absolute path is compiled in, so that ccache serves every clone.
+  target_compile_definitions(${name} PRIVATE OCTAVO_SOURCE_DIR=".")
   target_link_libraries(${name} PRIVATE octavo_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT ${ARG_TIMEOUT})
+  gtest_discover_tests(${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} DISCOVERY_TIMEOUT 60
+                       PROPERTIES TIMEOUT ${ARG_TIMEOUT})
 endfunction()
 
 # octavo_isa_sources(target file.cc isa …) compiles file.cc once for each instruction set, with OCTAVO_ISA_NS set to
