@@ -8,6 +8,7 @@
 #include <fstream>
 #include <iterator>
 #include <sstream>
+#include <utility>
 
 #include "octavo/base/error.h"
 
@@ -51,8 +52,9 @@ class Converter {
           if (!key.IsScalar()) fail("{}: a key must be a plain word", where);
           if (to.child(key.Scalar()) != nullptr)
             fail("{}: the key '{}' stands twice in its section", where, key.Scalar());
-          to.map.emplace_back(key.Scalar(), convert(entry.second, depth + 1));
-          to.map.back().second.origin = where;  // where the key stands; a nested section begins a line later
+          ConfigNode& value = to.add(key.Scalar());
+          value = convert(entry.second, depth + 1);
+          value.origin = where;  // where the key stands; a nested section begins a line later
         }
         break;
     }
@@ -82,9 +84,9 @@ std::string read_text(const std::string& path, const std::string& blame) {
 // A section that says `_override_: true` takes the place of what it would otherwise be merged into.
 bool take_override_mark(ConfigNode& node) {
   const auto mark = std::find_if(node.map.begin(), node.map.end(),
-                                 [](const auto& entry) { return entry.first == "_override_"; });
+                                 [](const auto& entry) { return entry.key == "_override_"; });
   if (mark == node.map.end()) return false;
-  const bool replaces = mark->second.scalar == "true" || mark->second.scalar == "True";
+  const bool replaces = mark->value.scalar == "true" || mark->value.scalar == "True";
   node.map.erase(mark);
   return replaces;
 }
@@ -97,14 +99,13 @@ void merge_into(ConfigNode& base, ConfigNode&& over) {
                       .quoted = over.quoted,
                       .list = std::move(over.list),
                       .origin = std::move(over.origin)};
-    for (auto& [key, value] : over.map)
-      merge_into(base.map.emplace_back(key, ConfigNode{}).second, std::move(value));
+    for (auto& [key, value] : over.map) merge_into(base.add(key), std::move(value));
     return;
   }
   base.origin = over.origin;
   for (auto& [key, value] : over.map) {
     ConfigNode* existing = base.child(key);
-    if (existing == nullptr) existing = &base.map.emplace_back(key, ConfigNode{}).second;
+    if (existing == nullptr) existing = &base.add(key);
     merge_into(*existing, std::move(value));
   }
 }
@@ -123,10 +124,10 @@ ConfigNode read_inheriting(const std::string& path, const std::string& blame,
   if (!own.is_map()) fail("{}: a recipe must be sections of keys, but is {}", path, own.describe());
 
   ConfigNode merged{.kind = ConfigNode::Kind::kMap, .origin = own.origin};
-  const auto defaults = std::find_if(own.map.begin(), own.map.end(),
-                                     [](const auto& entry) { return entry.first == "defaults"; });
+  const auto defaults =
+      std::find_if(own.map.begin(), own.map.end(), [](const auto& entry) { return entry.key == "defaults"; });
   if (defaults != own.map.end()) {
-    const ConfigNode names = std::move(defaults->second);
+    const ConfigNode names = std::move(defaults->value);
     own.map.erase(defaults);
     const std::vector<ConfigNode> one = {names};
     for (const ConfigNode& name : names.is_list() ? names.list : one) {
@@ -180,13 +181,17 @@ std::string ConfigNode::describe() const {
   return {};
 }
 
+ConfigNode& ConfigNode::add(std::string key) {
+  return map.emplace_back(Entry{.key = std::move(key), .value = {}}).value;
+}
+
 ConfigNode read_config(const std::string& path) {
   std::vector<std::string> open;
   return read_inheriting(path, "", open);
 }
 
 void apply_override(ConfigNode& root, const std::string& text) {
-  const std::string origin = fmt::format("override '{}'", text);
+  std::string origin = fmt::format("override '{}'", text);
   const bool removes = text.starts_with('~');
   const std::size_t equals = text.find('=');
   const std::size_t begin = std::min(text.find_first_not_of("+~"), text.size());
@@ -203,7 +208,10 @@ void apply_override(ConfigNode& root, const std::string& text) {
     ConfigNode* next = const_cast<ConfigNode*>(std::as_const(*node).find(key));
     if (next == nullptr && node->is_list())
       fail("{}: the list '{}' has no item {}", origin, path.substr(0, start - 1), key);
-    if (next == nullptr) next = &node->map.emplace_back(key, ConfigNode{.origin = origin}).second;
+    if (next == nullptr) {
+      next = &node->add(key);
+      next->origin = origin;
+    }
     if (next->is_null()) next->kind = ConfigNode::Kind::kMap;
     if (next->is_scalar())
       fail("{}: '{}' is {} ({}), not a section", origin, path.substr(0, dot), next->describe(), next->origin);
@@ -211,7 +219,7 @@ void apply_override(ConfigNode& root, const std::string& text) {
   }
   const std::string key = path.substr(start);
   if (removes) {
-    if (std::erase_if(node->map, [&](const auto& entry) { return entry.first == key; }) == 0)
+    if (std::erase_if(node->map, [&](const auto& entry) { return entry.key == key; }) == 0)
       fail("{}: there is no '{}' to remove", origin, path);
     return;
   }
@@ -219,7 +227,7 @@ void apply_override(ConfigNode& root, const std::string& text) {
   ConfigNode* place = const_cast<ConfigNode*>(std::as_const(*node).find(key));
   if (place == nullptr && node->is_list())
     fail("{}: the list '{}' has no item {}", origin, path.substr(0, start - 1), key);
-  if (place == nullptr) place = &node->map.emplace_back(key, ConfigNode{}).second;
+  if (place == nullptr) place = &node->add(key);
   // As in Hydra, `section={...}` merges; a plain value replaces.
   merge_into(*place, std::move(value));
 }

@@ -7,20 +7,20 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 namespace octavo {
 
 struct ConfigNode {
   enum class Kind { kNull, kScalar, kList, kMap };
+  struct Entry;
 
   Kind kind = Kind::kNull;
   std::string scalar;   // of a scalar, as written, without quotes
   bool quoted = false;  // a scalar in quotes is text whatever it looks like
   std::vector<ConfigNode> list;
-  std::vector<std::pair<std::string, ConfigNode>> map;  // in the order of the file
-  std::string origin;                                   // "recipe.yaml:12", or "override 'key=value'"
+  std::vector<Entry> map;  // in the order of the file
+  std::string origin;      // "recipe.yaml:12", or "override 'key=value'"
 
   bool is_null() const { return kind == Kind::kNull; }
   bool is_scalar() const { return kind == Kind::kScalar; }
@@ -35,6 +35,14 @@ struct ConfigNode {
 
   // For messages and comparisons: 'text', 3, null, [] or {} if empty, "a list", "a section".
   std::string describe() const;
+
+  // The entry of a map, added at its end.
+  ConfigNode& add(std::string key);
+};
+
+struct ConfigNode::Entry {
+  std::string key;
+  ConfigNode value;
 };
 
 // Reads a YAML file and what it inherits: `defaults: parent.yaml`, or a list of which later ones win,

@@ -55,7 +55,7 @@ class Resolver {
     for (std::size_t i = 0; i < node.list.size(); ++i)
       resolved.list[i] = resolve(fmt::format("{}.{}", path, i), node.list[i]);
     for (std::size_t i = 0; i < node.map.size(); ++i)
-      resolved.map[i].second = resolve(fmt::format("{}.{}", path, node.map[i].first), node.map[i].second);
+      resolved.map[i].value = resolve(fmt::format("{}.{}", path, node.map[i].key), node.map[i].value);
     return resolved;
   }
 
