@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/jsonl.h"
 #include "octavo/base/error.h"
+#include "octavo/checkpoint/checkpoint.h"
 
 namespace octavo {
 namespace {

@@ -8,6 +8,7 @@
 #include "cli/jsonl.h"
 #include "cli/progress.h"
 #include "octavo/base/error.h"
+#include "octavo/checkpoint/checkpoint.h"
 #include "octavo/checkpoint/json.h"
 #include "octavo/quant/error_stats.h"
 #include "octavo/quant/weight_quantizer.h"
@@ -90,7 +91,7 @@ std::string fp8_config(const std::string& folder, const Weights& weights) {
   auto config = nlohmann::ordered_json::parse(read_file(path));
   std::vector<std::string> kept = {"lm_head"};
   for (const WeightEntry& entry : weights.table())
-    if (entry.linear != nullptr && !entry.fp8() && entry.name.rfind("model.layers.", 0) == 0)
+    if (entry.matrix() && !entry.fp8() && entry.name.rfind("model.layers.", 0) == 0)
       kept.push_back(entry.name.substr(0, entry.name.rfind('.')));
   config["quantization_config"] = {{"quant_method", "fp8"},
                                    {"fmt", "e4m3"},

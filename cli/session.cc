@@ -4,6 +4,7 @@
 
 #include "cli/progress.h"
 #include "octavo/ops/cpu/cpu_ops.h"
+#include "octavo/refit/sources.h"
 
 namespace octavo {
 

@@ -9,6 +9,7 @@
 #include "octavo/checkpoint/json.h"
 #include "octavo/engine/engine.h"
 #include "octavo/ops/cpu/cpu_ops.h"
+#include "octavo/refit/sources.h"
 
 namespace octavo {
 namespace {

@@ -9,8 +9,6 @@
 namespace octavo {
 namespace {
 
-constexpr std::string_view kShutDown = "the engine has been shut down";
-
 std::uint64_t random_seed() {
   std::random_device device;
   return (static_cast<std::uint64_t>(device()) << 32) | device();
@@ -21,8 +19,10 @@ std::uint64_t random_seed() {
 Engine::Engine(std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<Ops> ops,
                std::unique_ptr<Model> model, const EngineOptions& options, ThreadPool& pool)
     : core_(std::move(tokenizer), std::move(ops), std::move(model), options, pool),
+      pool_(pool),
       max_waiting_(options.max_waiting),
-      stats_(core_.stats()) {
+      stats_(core_.stats()),
+      gate_(make_refit_gate(*this)) {
   core_.on_finished = [this](const std::string& id) { release_id(id); };
   thread_ = std::thread([this] { main(); });
 }
@@ -38,6 +38,7 @@ void Engine::shutdown() {
   wake_.notify_all();
   const std::lock_guard join_lock(join_mutex_);
   if (thread_.joinable()) thread_.join();
+  close_refit_gate();
 }
 
 // A sink runs on the engine's thread; if it waited for that thread, it would wait forever.
@@ -82,7 +83,8 @@ std::string Engine::enqueue(Request request, Sink sink, WhenFull when_full, bool
                               core_.model().spec().vocab_size, scoring ? nullptr : core_.tokenizer());
   std::unique_lock lock(mutex_);
   if (when_full == WhenFull::kWait) changed_.wait(lock, [&] { return stop_ || !full(); });
-  if (stop_) fail("{}", kShutDown);
+  if (stop_) fail_shut_down();
+  refuse_damaged();
   if (full()) {
     throw QueueFull(fmt::format(
         "{} requests are waiting already, the most that max_waiting allows; try again later", max_waiting_));
@@ -195,7 +197,7 @@ std::vector<Output> Engine::run_all(std::vector<Request> requests, const Sink& o
 bool Engine::pause(PauseMode mode) {
   refuse_in_sink("pause");
   std::unique_lock lock(mutex_);
-  if (stop_) fail("{}", kShutDown);
+  if (stop_) fail_shut_down();
   if (mode == PauseMode::kAbort) ++aborts_wanted_;
   if (mode != PauseMode::kWait) {
     hold_ = true;
@@ -226,24 +228,6 @@ void Engine::resume() {
 bool Engine::paused() const {
   const std::lock_guard lock(mutex_);
   return state_ == State::kPaused;
-}
-
-void Engine::update_weights(std::uint64_t version, KvPolicy kv, const std::function<void(Model&)>& change) {
-  run_between_steps([&](EngineCore& core) {
-    if (change) change(core.model());
-    core.change_weights(version, kv == KvPolicy::kKeep);
-  });
-}
-
-void Engine::run_between_steps(std::function<void(EngineCore&)> work) {
-  refuse_in_sink("a change of weights");
-  Job job{.run = std::move(work), .failure = nullptr, .done = false};
-  std::unique_lock lock(mutex_);
-  if (stop_) fail("{}", kShutDown);
-  jobs_.push_back(&job);
-  wake_.notify_all();
-  changed_.wait(lock, [&] { return job.done; });
-  if (job.failure) std::rethrow_exception(job.failure);
 }
 
 EngineStats Engine::stats() const {

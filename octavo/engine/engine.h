@@ -5,7 +5,8 @@
 // steps, to empty the inbox and for a moment when a request has ended, to publish; it never holds it while it
 // computes, calls a sink or runs a job. EngineCore (scheduler, KV cache, model) is touched by the engine's
 // thread alone. So a caller waits at most for the mutex to be passed on, unless the call says that it waits
-// for more; those calls may not come from a sink, and they all end at shutdown.
+// for more; those calls may not come from a sink, and they all end at shutdown. While a refit writes the live
+// weights, these and the thread pool belong to its caller's thread.
 #pragma once
 
 #include <atomic>
@@ -27,6 +28,7 @@
 #include "octavo/engine/engine_core.h"
 #include "octavo/engine/engine_options.h"
 #include "octavo/engine/request.h"
+#include "octavo/refit/transaction.h"
 
 namespace octavo {
 
@@ -41,9 +43,6 @@ enum class PauseMode : std::uint8_t {
   kWait,   // every request accepted so far is finished first; later ones wait for resume()
   kKeep,   // sequences stay where they are and go on after resume()
 };
-
-// What becomes of running sequences' keys and values when the weights change under them.
-enum class KvPolicy : std::uint8_t { kRecompute, kKeep };
 
 enum class WhenFull : std::uint8_t { kThrow, kWait };
 
@@ -82,10 +81,10 @@ class Engine {
   void resume();
   bool paused() const;
 
-  // Runs `change` on the engine's thread between two steps, paused or not, and then makes `version` the
-  // version of the tokens to come. Cached prefixes are dropped. If `change` throws, the version stays, and
-  // the exception comes out here. Waits.
-  void update_weights(std::uint64_t version, KvPolicy kv, const std::function<void(Model&)>& change = {});
+  // New weights, paused or not (docs/refit.md). One refit at a time: throws Error while another is open, and
+  // for options that do not fit the model. kInPlace returns when the step in flight is done, and nothing is
+  // computed until the transaction is over; requests are accepted meanwhile. Waits, as commit() does.
+  std::unique_ptr<RefitTransaction> begin_refit(const RefitOptions& options);
 
   EngineStats stats() const;
   const ModelSpec& spec() const { return core_.model().spec(); }
@@ -101,11 +100,23 @@ class Engine {
     bool done = false;
   };
   enum class State : std::uint8_t { kRunning, kDraining, kPaused };
+  struct RefitGate;
+  class Host;
 
   std::string enqueue(Request request, Sink sink, WhenFull when_full, bool scoring);
   std::vector<Output> run_all(std::vector<Request> requests, const Sink& on_event, bool scoring);
-  void run_between_steps(std::function<void(EngineCore&)> work);
+  // Runs `work` on the engine's thread between two steps, paused or not. What it throws comes out here.
+  void run_between_steps(std::string_view call, std::function<void(EngineCore&)> work);
   void refuse_in_sink(std::string_view call) const;
+  [[noreturn]] static void fail_shut_down() { fail("the engine has been shut down"); }
+
+  // For refits: engine_refit.cc.
+  void refuse_damaged() const;  // with the mutex held
+  static std::shared_ptr<RefitGate> make_refit_gate(Engine& engine);
+  void close_refit_gate();
+  void commit_refit(const RefitOptions& options, const std::function<void()>& install);
+  void abort_refit(bool damaged, const std::string& reason) noexcept;
+
   std::string free_id(const std::string& wanted);  // with the mutex held
   bool full() const;                               // with the mutex held
 
@@ -114,8 +125,11 @@ class Engine {
   void publish();                                         // with the mutex held
   void release_id(const std::string& id);
   bool has_work() const;  // with the mutex held
+  bool may_step() const;  // with the mutex held
+  bool drained() const;   // with the mutex held
 
   EngineCore core_;
+  ThreadPool& pool_;
   const std::int64_t max_waiting_;
 
   mutable std::mutex mutex_;
@@ -136,9 +150,15 @@ class Engine {
   std::uint64_t arrivals_ = 0;
   std::uint64_t next_id_ = 0;
   bool stop_ = false;
+  bool busy_ = false;  // the engine's thread is in the core, without the mutex
+  bool refit_open_ = false;
+  bool refit_holds_ = false;     // an open refit writes the live weights: nothing is computed
+  std::string damage_;           // why the weights cannot be computed with; empty: they can
+  bool damage_is_news_ = false;  // the requests in flight have yet to end
   bool core_idle_ = true;
   EngineStats stats_;
 
+  std::shared_ptr<RefitGate> gate_;
   std::atomic<std::thread::id> thread_id_;
   std::mutex join_mutex_;
   std::thread thread_;  // last: it uses all of the above

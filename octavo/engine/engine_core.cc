@@ -315,8 +315,8 @@ bool EngineCore::abort(const std::string& id, std::string_view reason) {
   return true;
 }
 
-void EngineCore::abort_all(std::string_view reason) {
-  for (const auto& [id, group] : groups_) finish_group(*group, FinishReason::kAbort, reason);
+void EngineCore::finish_all(FinishReason reason, std::string_view message) {
+  for (const auto& [id, group] : groups_) finish_group(*group, reason, message);
   bury_finished();
 }
 

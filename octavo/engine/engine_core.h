@@ -37,7 +37,7 @@ class EngineCore {
 
   // Finishes every unfinished sample of the request; false when it is not here.
   bool abort(const std::string& id, std::string_view reason);
-  void abort_all(std::string_view reason);
+  void finish_all(FinishReason reason, std::string_view message);
 
   // Says that the model's weights are now those of `version`. Cached prefixes are dropped; running sequences
   // keep their keys and values or compute them again.

@@ -39,6 +39,7 @@ void expect_error_only_from_shutdown(const std::function<void()>& body) {
 TEST(EngineStress, EverythingRaces) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(testing::Message() << "seed " << seed);
+  const Checkpoint checkpoint(tiny_folder("llama"));
   for (unsigned round = 0; round < 4; ++round) {
     Ledger ledger;
     auto tiny = std::make_unique<TinyEngine>(
@@ -95,7 +96,10 @@ TEST(EngineStress, EverythingRaces) {
     });
     spawn(12, [&](std::mt19937& rng) {
       nap(rng);
-      engine.update_weights(rng() % 5, rng() % 2 == 0 ? KvPolicy::kKeep : KvPolicy::kRecompute);
+      const auto refit = engine.begin_refit(
+          {.version = rng() % 5, .kv = rng() % 2 == 0 ? KvPolicy::kKeep : KvPolicy::kRecompute});
+      put_all(*refit, checkpoint);
+      refit->commit();
       EXPECT_GE(engine.stats().kv_blocks_available, 0);
     });
     spawn(13, [&](std::mt19937& rng) {

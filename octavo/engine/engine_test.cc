@@ -296,11 +296,10 @@ TEST(Engine, KeptSequencesContinueWithTheNewWeights) {
   tiny.engine.submit(request, listener.sink());
   listener.wait_for_tokens(20);
   ASSERT_TRUE(tiny.engine.pause(PauseMode::kKeep));
-  const auto change = [](Model& model) {
-    float* norm = model.weights().find("model.norm.weight")->vector;
-    for (std::int64_t i = 0; i < model.spec().hidden_size; i += 2) norm[i] *= -1.5F;
-  };
-  tiny.engine.update_weights(2, KvPolicy::kRecompute, change);
+  std::vector<float> norm = tiny_values("llama", "model.norm.weight");
+  for (std::size_t i = 0; i < norm.size(); i += 2) norm[i] *= -1.5F;
+  const NamedValues change{"model.norm.weight", norm};
+  refit_vector(tiny.engine, 2, KvPolicy::kRecompute, change);
   EXPECT_EQ(tiny.engine.stats().weight_version, 2U);
   tiny.engine.resume();
   const Output crossed = listener.wait_for_outputs(1)[0];
@@ -312,7 +311,7 @@ TEST(Engine, KeptSequencesContinueWithTheNewWeights) {
   EXPECT_THAT(std::vector(border, crossed.weight_versions.end()), Each(2U));
 
   TinyEngine fresh;
-  fresh.engine.update_weights(7, KvPolicy::kRecompute, change);
+  refit_vector(fresh.engine, 7, KvPolicy::kRecompute, change);
   Request rest = request;
   rest.prompt_ids.insert(rest.prompt_ids.end(), crossed.token_ids.begin(), crossed.token_ids.begin() + kept);
   rest.sampling.max_tokens -= kept;
@@ -331,36 +330,25 @@ TEST(Engine, KeptKeysAndValuesAreKeptButNotShared) {
   listener.wait_for_tokens(40);
   tiny.engine.pause(PauseMode::kKeep);
   // The embedding makes the keys and values, so old ones differ from new ones.
-  const auto change = [](Model& model) {
-    float* norm = model.weights().find("model.layers.0.input_layernorm.weight")->vector;
-    for (std::int64_t i = 0; i < model.spec().hidden_size; ++i) norm[i] *= -1.0F;
-  };
-  tiny.engine.update_weights(2, KvPolicy::kKeep, change);
+  NamedValues change{"model.layers.0.input_layernorm.weight",
+                     tiny_values("llama", "model.layers.0.input_layernorm.weight")};
+  for (float& value : change.values) value *= -1.0F;
+  refit_vector(tiny.engine, 2, KvPolicy::kKeep, change);
   const auto computed = tiny.engine.stats().computed_tokens;
   tiny.engine.resume();
   const Output crossed = listener.wait_for_outputs(1)[0];
   const auto kept = std::count(crossed.weight_versions.begin(), crossed.weight_versions.end(), 1U);
   EXPECT_EQ(tiny.engine.stats().computed_tokens - computed, 250 - kept);  // nothing twice
   TinyEngine fresh;
-  fresh.engine.update_weights(2, KvPolicy::kRecompute, change);
+  refit_vector(fresh.engine, 2, KvPolicy::kRecompute, change);
   EXPECT_EQ(tiny.engine.generate({request})[0].logprobs, fresh.engine.generate({request})[0].logprobs);
-}
-
-TEST(Engine, AFailedChangeOfWeightsComesBackAndKeepsTheVersion) {
-  TinyEngine tiny({.weight_version = 3});
-  EXPECT_THAT(complaint([&] {
-                tiny.engine.update_weights(4, KvPolicy::kRecompute, [](Model&) { fail("half of a refit"); });
-              }),
-              "half of a refit");
-  EXPECT_EQ(tiny.engine.stats().weight_version, 3U);
-  EXPECT_EQ(tiny.engine.generate({long_request(2)})[0].weight_versions, (std::vector<std::uint64_t>{3, 3}));
 }
 
 TEST(Engine, WeightsThatGiveNoNumbersAreAnErrorOfTheRequest) {
   TinyEngine tiny;
-  tiny.engine.update_weights(1, KvPolicy::kRecompute, [](Model& model) {
-    model.weights().find("model.norm.weight")->vector[0] = std::numeric_limits<float>::quiet_NaN();
-  });
+  NamedValues change{"model.norm.weight", tiny_values("llama", "model.norm.weight")};
+  for (float& value : change.values) value = 3e38F;  // finite, but its product with a bf16 activation is not
+  refit_vector(tiny.engine, 1, KvPolicy::kRecompute, change);
   Request request = long_request(5);
   request.sampling.n = 2;
   for (const Output& output : tiny.engine.generate({request})) {
@@ -441,7 +429,7 @@ TEST(Engine, ASinkMaySubmitAndCancelButNotWait) {
     refusals.push_back(complaint([&] { tiny.engine.pause(PauseMode::kAbort); }));
     refusals.push_back(complaint([&] { tiny.engine.generate({long_request(1)}); }));
     refusals.push_back(complaint([&] { tiny.engine.submit(long_request(1), {}, WhenFull::kWait); }));
-    refusals.push_back(complaint([&] { tiny.engine.update_weights(1, KvPolicy::kKeep); }));
+    refusals.push_back(complaint([&] { tiny.engine.begin_refit({}); }));
     refusals.push_back(complaint([&] { tiny.engine.shutdown(); }));
     tiny.engine.cancel(tiny.engine.submit(endless(), second.sink()));
     record(event);

@@ -10,6 +10,8 @@
 #include "octavo/checkpoint/checkpoint.h"
 #include "octavo/engine/engine.h"
 #include "octavo/ops/cpu/cpu_ops.h"
+#include "octavo/quant/element.h"
+#include "octavo/refit/sources.h"
 
 namespace octavo {
 
@@ -22,6 +24,27 @@ inline std::unique_ptr<Model> tiny_model(const std::string& name, Precision prec
       std::make_unique<Model>(load_model_spec(tiny_folder(name)), WeightOptions{.precision = precision});
   load_checkpoint(Checkpoint(tiny_folder(name)), model->weights(), pool);
   return model;
+}
+
+// A vector of a tiny model's checkpoint.
+struct NamedValues {
+  std::string name;
+  std::vector<float> values;
+};
+inline std::vector<float> tiny_values(const std::string& folder, const std::string& name) {
+  const Checkpoint checkpoint(tiny_folder(folder));
+  const TensorView tensor = *checkpoint.find(name);
+  std::vector<float> values;
+  for (std::int64_t i = 0; i < tensor.elements(); ++i) values.push_back(element_as_float(tensor, 0, i));
+  return values;
+}
+
+// Changes one vector and nothing else.
+inline void refit_vector(Engine& engine, std::uint64_t version, KvPolicy kv, const NamedValues& change) {
+  const auto refit =
+      engine.begin_refit({.version = version, .kv = kv, .expected = {change.name}, .partial = true});
+  refit->put(change.name, {change.values.data(), DType::kF32, {std::ssize(change.values)}, 0});
+  refit->commit();
 }
 
 // An engine on a random model of 101 tokens and a context of 256, whose unused KV memory is NaN.

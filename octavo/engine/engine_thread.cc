@@ -14,17 +14,19 @@ void Engine::main() {
     wake_.wait(lock, [&] { return has_work(); });
     if (stop_) break;
     handle_inbox(lock);
-    const bool drained =
-        drain_ && core_idle_ && (incoming_.empty() || incoming_.front()->age >= drain_before_);
-    if (hold_ || drained) {
+    if (hold_ || drained()) {
       hold_ = true;
       drain_ = false;
       state_ = State::kPaused;
     } else {
       state_ = drain_ ? State::kDraining : State::kRunning;
-      lock.unlock();
-      core_.step();
-      lock.lock();
+      if (may_step()) {
+        busy_ = true;
+        lock.unlock();
+        core_.step();
+        lock.lock();
+        busy_ = false;
+      }
     }
     publish();
   }
@@ -33,19 +35,26 @@ void Engine::main() {
   auto incoming = std::exchange(incoming_, {});
   lock.unlock();
   for (auto& group : incoming) core_.accept(std::move(group));
-  core_.abort_all("the engine was shut down");
+  core_.finish_all(FinishReason::kAbort, "the engine was shut down");
   lock.lock();
   for (Job* job : std::exchange(jobs_, {})) {
-    job->failure = std::make_exception_ptr(Error("the engine was shut down before the weights could change"));
+    job->failure = std::make_exception_ptr(Error("the engine was shut down before this could be done"));
     job->done = true;
   }
   publish();
 }
 
 bool Engine::has_work() const {
-  if (stop_ || aborts_done_ != aborts_wanted_ || !cancelled_.empty() || !jobs_.empty()) return true;
-  if (state_ == State::kPaused && hold_) return false;
-  return hold_ || drain_ || !core_idle_ || !incoming_.empty();
+  if (stop_ || aborts_done_ != aborts_wanted_ || !cancelled_.empty() || !jobs_.empty() || damage_is_news_)
+    return true;
+  if (hold_) return state_ != State::kPaused;
+  return drained() || (may_step() && (drain_ || !core_idle_ || !incoming_.empty()));
+}
+
+bool Engine::may_step() const { return !refit_holds_ && damage_.empty(); }
+
+bool Engine::drained() const {
+  return drain_ && core_idle_ && (incoming_.empty() || incoming_.front()->age >= drain_before_);
 }
 
 void Engine::handle_inbox(std::unique_lock<std::mutex>& lock) {
@@ -54,10 +63,12 @@ void Engine::handle_inbox(std::unique_lock<std::mutex>& lock) {
   const auto jobs = std::exchange(jobs_, {});
   const std::uint64_t aborts = aborts_wanted_;
   const bool abort_all = aborts != aborts_done_;
+  const bool damaged = std::exchange(damage_is_news_, false);
+  const std::string damage = damage_;
 
   // A request that is to end has to be in the core first, which then tells its sink.
   const auto wanted = [&](const Group& group) {
-    if (abort_all) return true;
+    if (abort_all || damaged) return true;
     if (std::find(cancelled.begin(), cancelled.end(), group.request.id) != cancelled.end()) return true;
     return !hold_ && (!drain_ || group.age < drain_before_);
   };
@@ -68,9 +79,11 @@ void Engine::handle_inbox(std::unique_lock<std::mutex>& lock) {
   stats_.waiting_requests +=
       static_cast<std::int64_t>(accepted.size());  // so that full() misses none on its way
 
+  busy_ = true;
   lock.unlock();
   for (auto& group : accepted) core_.accept(std::move(group));
-  if (abort_all) core_.abort_all("aborted by a pause");
+  if (abort_all) core_.finish_all(FinishReason::kAbort, "aborted by a pause");
+  if (damaged) core_.finish_all(FinishReason::kError, damage);
   for (const std::string& id : cancelled) core_.abort(id, "cancelled");
   for (Job* job : jobs) {
     try {
@@ -81,6 +94,7 @@ void Engine::handle_inbox(std::unique_lock<std::mutex>& lock) {
   }
   lock.lock();
 
+  busy_ = false;
   in_transit_ = 0;
   aborts_done_ = aborts;
   publish();

@@ -14,7 +14,8 @@ constexpr std::int64_t kMaxHeadDim = 256;
 
 }  // namespace
 
-Model::Model(const ModelSpec& spec, const WeightOptions& options) : spec_(spec), weights_(spec, options) {
+Model::Model(const ModelSpec& spec, const WeightOptions& options, std::unique_ptr<WeightMemory> memory)
+    : spec_(spec), weights_(spec, options, std::move(memory)) {
   if (spec.head_dim > kMaxHeadDim)
     fail("head_dim {} is larger than the {} that attention supports", spec.head_dim, kMaxHeadDim);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 
 #include "octavo/base/buffer.h"
@@ -13,8 +14,9 @@ namespace octavo {
 
 class Model {
  public:
-  // Reserves memory for the weights; load_checkpoint (or a refit) fills them.
-  Model(const ModelSpec& spec, const WeightOptions& options);
+  // Reserves memory for the weights; a refit fills them (load_checkpoint of octavo/refit/sources.h).
+  Model(const ModelSpec& spec, const WeightOptions& options,
+        std::unique_ptr<WeightMemory> memory = make_cpu_weight_memory());
 
   const ModelSpec& spec() const { return spec_; }
   Weights& weights() { return weights_; }

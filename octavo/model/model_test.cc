@@ -12,6 +12,7 @@
 #include "octavo/checkpoint/json.h"
 #include "octavo/model/rope.h"
 #include "octavo/ops/cpu/cpu_ops.h"
+#include "octavo/refit/sources.h"
 
 namespace octavo {
 namespace {
@@ -143,31 +144,6 @@ TEST_P(TinyModel, InstructionSetsAgreeToTheBit) {
     if (isa != Isa::kAmxBf16) {  // which adds in another order; ops_test bounds it
       EXPECT_EQ(Runner(folder, {.precision = Precision::kFP8}, isa).run(ids, 20), portable) << name_of(isa);
     }
-}
-
-TEST(Weights, NamesWhatIsWrong) {
-  ThreadPool pool(1);
-  const std::string folder = kTiny + "llama";
-  const ModelSpec spec = load_model_spec(folder);
-  Weights weights(spec, {});
-  const WeightEntry* entry = weights.find("model.layers.1.self_attn.k_proj.weight");
-  ASSERT_NE(entry, nullptr);
-  std::vector<float> values(static_cast<std::size_t>(entry->shape[0] * entry->shape[1]), 1.0F);
-  const auto message = [&](const TensorView& view) -> std::string {
-    try {
-      weights.put(*entry, view, pool);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
-  };
-  EXPECT_EQ(message({values.data(), DType::kF32, entry->shape, 0}), "");
-  EXPECT_NE(message({values.data(), DType::kF32, {3, 4}, 0}).find("k_proj.weight' has shape [3, 4]"),
-            std::string::npos);
-  values[static_cast<std::size_t>(entry->shape[1] + 5)] = NAN;
-  EXPECT_NE(message({values.data(), DType::kF32, entry->shape, 0})
-                .find("k_proj.weight' holds a value that is not finite at [1, 5]"),
-            std::string::npos);
 }
 
 TEST(Weights, FusedSiblingsMustShareAPrecision) {

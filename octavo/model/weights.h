@@ -2,16 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
-#include "octavo/base/buffer.h"
-#include "octavo/base/tensor_view.h"
-#include "octavo/base/thread_pool.h"
-#include "octavo/checkpoint/checkpoint.h"
 #include "octavo/checkpoint/model_spec.h"
+#include "octavo/model/weight_memory.h"
 #include "octavo/ops/ops.h"
 #include "octavo/quant/block_scaling.h"
 
@@ -31,11 +29,10 @@ struct WeightOptions {
 struct WeightEntry {
   std::string name;
   std::vector<std::int64_t> shape;
-  LinearWeight* linear = nullptr;  // a matrix: part `part` of `linear`
-  std::size_t part = 0;
-  float* vector = nullptr;  // a norm or a bias: FP32, in which bf16 is exact
+  WeightPlace place;
 
-  bool fp8() const { return linear != nullptr && linear->precision == Precision::kFP8; }
+  bool matrix() const { return place.form != WeightPlace::Form::kF32; }
+  bool fp8() const { return place.form == WeightPlace::Form::kE4M3; }
 };
 
 struct LayerWeights {
@@ -51,13 +48,15 @@ struct LayerWeights {
 
 class Weights {
  public:
-  // Reserves the memory of all weights; nothing is loaded yet. Throws Error where the options do not fit the
-  // model.
-  Weights(const ModelSpec& spec, const WeightOptions& options);
-  Weights(const Weights&) = delete;  // the table points into this object
+  // Reserves the memory of all weights; a refit fills them (octavo/refit/). Throws Error where the options do
+  // not fit the model.
+  Weights(const ModelSpec& spec, const WeightOptions& options,
+          std::unique_ptr<WeightMemory> memory = make_cpu_weight_memory());
+  Weights(const Weights&) = delete;  // what is computed with points into the memory
   Weights& operator=(const Weights&) = delete;
 
   const WeightOptions& options() const { return options_; }
+  bool tied() const { return tied_; }  // lm_head is the embedding
   const LinearWeight& embedding() const { return embedding_; }
   const LinearWeight& lm_head() const { return tied_ ? embedding_ : lm_head_; }
   const float* final_norm() const { return final_norm_; }
@@ -66,15 +65,10 @@ class Weights {
   // Every HF tensor that the model needs, in the model's order.
   const std::vector<WeightEntry>& table() const { return table_; }
   const WeightEntry* find(std::string_view name) const;
-  std::size_t bytes() const { return buffer_.bytes(); }
 
-  // Writes a tensor (f32, bf16 or f16, of the entry's shape) into its place, quantizing where the entry is
-  // FP8. Throws Error for a wrong shape or dtype, or a value that is not finite (with the tensor's name and
-  // the index).
-  void put(const WeightEntry& entry, const TensorView& tensor, ThreadPool& pool);
-  // The same from an FP8 checkpoint's codes and scales [ceil(rows/128), ceil(cols/128)] (f32 or bf16), taken
-  // as they are; an entry that is kept in bf16 gets code · scale.
-  void put_fp8(const WeightEntry& entry, const TensorView& codes, const TensorView& scales, ThreadPool& pool);
+  // The bytes behind the table's places.
+  WeightMemory& memory() { return *memory_; }
+  std::size_t bytes() const { return bytes_; }
 
  private:
   std::size_t lay_out(std::byte* base);  // fills table and pointers; with null, only counts bytes
@@ -83,21 +77,14 @@ class Weights {
   ModelSpec spec_;
   WeightOptions options_;
   bool tied_ = false;
-  Buffer buffer_;
+  std::unique_ptr<WeightMemory> memory_;
+  std::size_t bytes_ = 0;
   LinearWeight embedding_;
   LinearWeight lm_head_;
   const float* final_norm_ = nullptr;
   std::vector<LayerWeights> layers_;
   std::vector<WeightEntry> table_;
+  std::unordered_map<std::string_view, std::size_t> index_;  // into table_, by its names
 };
-
-// Bytes done of bytes in all.
-using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
-
-// Fills `weights` from an HF folder, bf16 or DeepSeek-style FP8, one tensor at a time; pages that were read
-// are given back, so the checkpoint never stands in memory beside the weights. Throws Error naming a tensor
-// that is missing, unknown, of the wrong shape or dtype, or not finite.
-void load_checkpoint(const Checkpoint& checkpoint, Weights& weights, ThreadPool& pool,
-                     const Progress& progress = {});
 
 }  // namespace octavo

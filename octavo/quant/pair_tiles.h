@@ -93,6 +93,84 @@ inline void split_even_odd(V16 a, V16 b, V16& even, V16& odd) {
   odd.v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b.v);
 }
 
+#elif defined(__AVX2__)
+
+namespace detail {
+
+// out[i] = lane i of in[0..7], 32-bit lanes.
+inline void transpose8(const __m256i in[8], __m256i out[8]) {
+  __m256i quads[8];  // [4h + j]: in each half, lane j of in[4h..4h+3]
+  for (int h = 0; h < 2; ++h) {
+    const __m256i a = _mm256_unpacklo_epi32(in[4 * h], in[4 * h + 1]);
+    const __m256i b = _mm256_unpackhi_epi32(in[4 * h], in[4 * h + 1]);
+    const __m256i c = _mm256_unpacklo_epi32(in[4 * h + 2], in[4 * h + 3]);
+    const __m256i d = _mm256_unpackhi_epi32(in[4 * h + 2], in[4 * h + 3]);
+    quads[4 * h] = _mm256_unpacklo_epi64(a, c);
+    quads[4 * h + 1] = _mm256_unpackhi_epi64(a, c);
+    quads[4 * h + 2] = _mm256_unpacklo_epi64(b, d);
+    quads[4 * h + 3] = _mm256_unpackhi_epi64(b, d);
+  }
+  for (int j = 0; j < 4; ++j) {
+    out[j] = _mm256_permute2x128_si256(quads[j], quads[4 + j], 0x20);
+    out[4 + j] = _mm256_permute2x128_si256(quads[j], quads[4 + j], 0x31);
+  }
+}
+
+// A cache line in two halves, around the cache as above: both must be written, or the line is written twice.
+inline void stream(std::uint8_t* to, __m256i low, __m256i high) {
+  auto* const line = reinterpret_cast<__m256i*>(to);
+  if ((reinterpret_cast<std::uintptr_t>(to) & 63U) == 0) {
+    _mm256_stream_si256(line, low);
+    _mm256_stream_si256(line + 1, high);
+  } else {
+    _mm256_storeu_si256(line, low);
+    _mm256_storeu_si256(line + 1, high);
+  }
+}
+
+}  // namespace detail
+
+inline void finish_streaming() { _mm_sfence(); }
+
+inline void store_tile_u16(const I16 rows[kPanelRows], std::uint8_t* out) {
+  __m256i low[8];  // pairs 0 … 7 of two rows in one lane
+  __m256i high[8];
+  for (int i = 0; i < 8; ++i) {
+    const I16 even = rows[2 * i];
+    const I16 odd = shift_left<16>(rows[2 * i + 1]);
+    low[i] = _mm256_blend_epi16(even.lo, odd.lo, 0xaa);
+    high[i] = _mm256_blend_epi16(even.hi, odd.hi, 0xaa);
+  }
+  __m256i pairs[8];  // all rows of a pair each
+  detail::transpose8(low, pairs);
+  for (int p = 0; p < 8; p += 2) detail::stream(out + p * 32, pairs[p], pairs[p + 1]);
+  detail::transpose8(high, pairs);
+  for (int p = 0; p < 8; p += 2) detail::stream(out + (8 + p) * 32, pairs[p], pairs[p + 1]);
+}
+
+inline void store_tile_u32(const I16 rows[kPanelRows], std::uint8_t* out) {
+  for (int half = 0; half < 2; ++half) {
+    __m256i in[16];
+    for (int r = 0; r < 16; ++r) in[r] = half == 0 ? rows[r].lo : rows[r].hi;
+    __m256i top[8];  // rows 0 … 7 of a pair each
+    __m256i bottom[8];
+    detail::transpose8(in, top);
+    detail::transpose8(in + 8, bottom);
+    for (int p = 0; p < 8; ++p) detail::stream(out + (8 * half + p) * 64, top[p], bottom[p]);
+  }
+}
+
+inline void split_even_odd(V16 a, V16 b, V16& even, V16& odd) {
+  // The shuffle works in halves of 128 bits; the permutation puts the four results in order.
+  const auto pick = [](__m256 x, __m256 y, auto shuffle) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(shuffle(x, y)), 0xd8));
+  };
+  const auto evens = [](__m256 x, __m256 y) { return _mm256_shuffle_ps(x, y, 0x88); };
+  const auto odds = [](__m256 x, __m256 y) { return _mm256_shuffle_ps(x, y, 0xdd); };
+  even = {pick(a.lo, a.hi, evens), pick(b.lo, b.hi, evens)};
+  odd = {pick(a.lo, a.hi, odds), pick(b.lo, b.hi, odds)};
+}
+
 #else
 
 inline void finish_streaming() {}

@@ -19,7 +19,8 @@ struct WeightJob {
   std::int64_t cols;
   std::int64_t row_bytes;  // from one source row to the next
   CodeLayout layout;
-  void* out;                 // codes, or bf16 values
+  void* out;                 // codes, or bf16 values: where the first of `source` goes
+  std::int64_t out_cols;     // of the matrix there, of which `source` may be a piece
   ScalingOptions options{};  // from here on: quantize_blocks only
   float* scales = nullptr;
   std::int64_t scale_stride = 0;

@@ -120,7 +120,8 @@ Block block_of(const WeightJob& job, std::int64_t index, int element_bytes) {
 template <typename Element>
 void store_panel(const WeightJob& job, std::int64_t row, std::int64_t col, int rows, int cols,
                  const I16 pairs[kPanelRows]) {
-  auto* const out = static_cast<Element*>(job.out) + element_offset(job.layout, job.rows, job.cols, row, col);
+  auto* const out =
+      static_cast<Element*>(job.out) + element_offset(job.layout, job.rows, job.out_cols, row, col);
   const bool whole = cols == kPanelCols;
   constexpr auto store_line = [](void* to, I16 line) {
     if constexpr (sizeof(Element) == 1) {
@@ -142,7 +143,7 @@ void store_panel(const WeightJob& job, std::int64_t row, std::int64_t col, int r
     return;
   }
   for (int r = 0; r < rows; ++r) {
-    Element* const to = out + r * job.cols;
+    Element* const to = out + r * job.out_cols;
     if (whole) {
       store_line(to, pairs[r]);
       continue;

@@ -21,7 +21,7 @@ std::optional<std::int64_t> first_bad(const TensorView& source, IsBad is_bad) {
   return std::nullopt;
 }
 
-WeightJob job_for(const TensorView& source, CodeLayout layout, void* out) {
+WeightJob job_for(const TensorView& source, CodeLayout layout, void* out, std::int64_t whole_cols) {
   if (source.dtype == DType::kF8E4M3)
     fail("a weight of type F8_E4M3 holds codes, not values: load it with its scales (weight_scale_inv)");
   return {.source = static_cast<const std::byte*>(source.data),
@@ -30,7 +30,8 @@ WeightJob job_for(const TensorView& source, CodeLayout layout, void* out) {
           .cols = source.cols(),
           .row_bytes = source.stride() * static_cast<std::int64_t>(size_of(source.dtype)),
           .layout = layout,
-          .out = out};
+          .out = out,
+          .out_cols = whole_cols == 0 ? source.cols() : whole_cols};
 }
 
 // Runs a kernel over all blocks of the job and returns whether every part of it found finite values only.
@@ -60,8 +61,9 @@ const WeightKernels& weight_kernels(Isa isa) {
 
 std::optional<std::int64_t> quantize_weight(const TensorView& source, const ScalingOptions& options,
                                             CodeLayout layout, std::uint8_t* codes, float* scales,
-                                            std::int64_t scale_stride, ThreadPool& pool) {
-  WeightJob job = job_for(source, layout, codes);
+                                            std::int64_t scale_stride, ThreadPool& pool,
+                                            std::int64_t whole_cols) {
+  WeightJob job = job_for(source, layout, codes, whole_cols);
   job.options = options;
   job.scales = scales;
   job.scale_stride = scale_stride;
@@ -71,8 +73,8 @@ std::optional<std::int64_t> quantize_weight(const TensorView& source, const Scal
 }
 
 std::optional<std::int64_t> store_bf16(const TensorView& source, CodeLayout layout, bf16* out,
-                                       ThreadPool& pool) {
-  if (run(weight_kernels(best_isa()).store_bf16_blocks, job_for(source, layout, out), pool))
+                                       ThreadPool& pool, std::int64_t whole_cols) {
+  if (run(weight_kernels(best_isa()).store_bf16_blocks, job_for(source, layout, out, whole_cols), pool))
     return std::nullopt;
   return first_bad(source, [&](std::int64_t r, std::int64_t c) {
     return !std::isfinite(to_float(to_bf16(element_as_float(source, r, c))));

@@ -18,17 +18,21 @@ namespace octavo {
 
 // Quantizes source [rows, cols] in 128×128 blocks (smaller at the edges). `codes` holds element_count(layout,
 // rows, cols) bytes, all written, padding as zeros; `scales` holds blocks_of(rows) rows of blocks_of(cols)
-// floats, one row every `scale_stride` floats. Returns the flat index (r * cols + c) of the first element
+// floats, one row every `scale_stride` floats. With `whole_cols`, source is a piece of a matrix of that many
+// columns: `codes` and `scales` are then where the piece's first ones lie. The piece starts at multiples of
+// 128 and ends at such or where the matrix ends. Returns the flat index (r * cols + c) of the first element
 // that is not finite, if there is one; the output is then unspecified.
 std::optional<std::int64_t> quantize_weight(const TensorView& source, const ScalingOptions& options,
                                             CodeLayout layout, std::uint8_t* codes, float* scales,
-                                            std::int64_t scale_stride, ThreadPool& pool);
+                                            std::int64_t scale_stride, ThreadPool& pool,
+                                            std::int64_t whole_cols = 0);
 
-// Rounds source [rows, cols] to bf16 (nearest even) into `out`, element_count(layout, rows, cols) values.
+// Rounds source [rows, cols] to bf16 (nearest even) into `out`, element_count(layout, rows, cols) values;
+// as a piece of a matrix of `whole_cols` columns, where it starts at a multiple of 16 rows and 2 columns.
 // Returns the flat index of the first element that is not finite as bf16: one of f32 may overflow in the
 // rounding.
 std::optional<std::int64_t> store_bf16(const TensorView& source, CodeLayout layout, bf16* out,
-                                       ThreadPool& pool);
+                                       ThreadPool& pool, std::int64_t whole_cols = 0);
 
 // Row-major E4M3 codes (dtype kF8E4M3, any row stride) to a layout, as they are. Returns the flat index of
 // the first NaN code, if there is one; the output is then unspecified.

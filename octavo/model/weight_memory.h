@@ -1,0 +1,57 @@
+// Where the weights' bytes are, behind one interface: what a backend must know how to do with them.
+//
+// Everything that reads or writes a weight other than the forward pass comes through here: loading, refit,
+// checksums, sleep. The table of names (weights.h), the manifest and the transaction (octavo/refit/) know
+// places, never addresses, so a backend whose weights lie in device memory implements this class and nothing
+// else changes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "octavo/base/tensor_view.h"
+#include "octavo/base/thread_pool.h"
+#include "octavo/quant/block_scaling.h"
+
+namespace octavo {
+
+// How one HF tensor is kept, and where in a region. Rows are padded to whole tiles of 16.
+struct WeightPlace {
+  enum class Form : std::uint8_t { kF32, kBF16, kE4M3 };
+
+  Form form = Form::kF32;
+  std::int64_t rows = 1;  // of the HF tensor; a vector is one row
+  std::int64_t cols = 0;
+  std::size_t data = 0;    // of its first value or code, in bytes from the region's start
+  std::size_t scales = 0;  // kE4M3: of its FP32 scales [blocks_of(rows), blocks_of(cols)]
+};
+
+class WeightMemory {
+ public:
+  virtual ~WeightMemory() = default;
+
+  // Makes the live region, which the model computes with: zeros, aligned to 64 bytes, at an address that
+  // never changes. Called once.
+  virtual std::byte* allocate(std::size_t bytes) = 0;
+
+  // Writes a piece of a tensor, whose first element is (row, col), as the place's form says. `values` is in
+  // host memory: f32, bf16 or f16. For kE4M3 row and col are multiples of 128, and the piece ends at such
+  // multiples or where the tensor ends; for kBF16 row is a multiple of 16 and col of 2, likewise. Returns the
+  // flat index in the piece (r * piece cols + c) of its first value that is not finite in the form it is kept
+  // in; what has been written is then unspecified. Nothing refers to `values` afterwards.
+  virtual std::optional<std::int64_t> write(const WeightPlace& place, std::int64_t row, std::int64_t col,
+                                            const TensorView& values, const ScalingOptions& scaling,
+                                            ThreadPool& pool) = 0;
+  // The same for E4M3 codes and their scales (dense, one a 128×128 block), taken as they are. The piece is
+  // whole rows from a multiple of 128. Returns the index of the first NaN code.
+  virtual std::optional<std::int64_t> write_codes(const WeightPlace& place, std::int64_t row,
+                                                  const TensorView& codes, const float* scales,
+                                                  ThreadPool& pool) = 0;
+};
+
+// Weights in host memory, matrices in tiles (CodeLayout::kTiled).
+std::unique_ptr<WeightMemory> make_cpu_weight_memory();
+
+}  // namespace octavo

@@ -1,0 +1,91 @@
+// New weights for a model: all of them or none. docs/refit.md states the contract.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "octavo/base/tensor_view.h"
+#include "octavo/base/thread_pool.h"
+#include "octavo/model/weights.h"
+#include "octavo/refit/manifest.h"
+#include "octavo/refit/refit_options.h"
+
+namespace octavo {
+
+// Who computes with the weights that a transaction changes: the engine. Nobody, while a model is loaded.
+class RefitHost {
+ public:
+  virtual ~RefitHost() = default;
+
+  // Keeps the weights from going away until the lock is released. Throws Error when they are gone.
+  virtual std::unique_lock<std::mutex> enter() = 0;
+  // Runs `install` (which may be empty) where nobody computes, and makes options.version the version of the
+  // tokens to come. Called with enter()'s lock. Throws Error when the engine has been shut down.
+  virtual void commit(const RefitOptions& options, const std::function<void()>& install) = 0;
+  // The transaction is over without a change; or, when `damaged`, with live weights that are neither the old
+  // ones nor the new ones. Called without the lock.
+  virtual void abort(bool damaged, const std::string& reason) noexcept = 0;
+};
+
+// Brings every tensor once, by its HF name, in any order, then commits. Any thread may call, one at a time
+// goes on.
+//
+// What is wrong with the tensors (a name that is unknown or comes twice, a wrong shape or dtype, a value that
+// is not finite, anything missing) does not throw in put: commit() throws it all as one list. From the first
+// such thing on nothing more is written, only checked.
+class RefitTransaction {
+ public:
+  // Loads `weights` without an engine; both must outlive the transaction. Throws Error for options that do
+  // not fit the model. An engine's transactions come from Engine::begin_refit.
+  RefitTransaction(Weights& weights, ThreadPool& pool, RefitOptions options,
+                   std::unique_ptr<RefitHost> host = nullptr);
+  ~RefitTransaction();  // abort()
+  RefitTransaction(const RefitTransaction&) = delete;
+  RefitTransaction& operator=(const RefitTransaction&) = delete;
+
+  // A whole tensor, f32, bf16 or f16, read where it lies; it may change again as soon as put returns. Throws
+  // Error when the transaction is over.
+  void put(std::string_view name, const TensorView& tensor);
+  // A whole matrix from an FP8 checkpoint: E4M3 codes and the scales [ceil(rows/128), ceil(cols/128)] (f32 or
+  // bf16) of its 128×128 blocks, taken as they are. Where the model keeps the matrix in bf16 it gets code ·
+  // scale.
+  void put_fp8(std::string_view name, const TensorView& codes, const TensorView& scales);
+
+  // The new weights are the engine's from the next step on. Throws Error with the list of what was wrong;
+  // the transaction is over either way.
+  RefitStats commit();
+  // Ends it without a change. In place, if something has been written, the engine refuses requests with this
+  // reason until a whole refit commits.
+  void abort(const std::string& reason = "it was aborted");
+
+  bool open() const;
+  const RefitOptions& options() const { return options_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  std::string subject() const;  // for messages
+  std::unique_lock<std::mutex> enter();
+  void write(const WeightEntry& entry, const TensorView& values);
+  void write_codes(const WeightEntry& entry, const TensorView& codes, const TensorView& scales);
+  void end(const std::string& reason);
+
+  Weights& weights_;
+  ThreadPool& pool_;
+  const RefitOptions options_;
+  std::unique_ptr<RefitHost> host_;
+
+  mutable std::mutex mutex_;  // guards what follows; taken before the host's
+  Manifest manifest_;
+  RefitStats stats_;
+  Clock::time_point begin_ = Clock::now();
+  bool over_ = false;
+  bool dirty_ = false;  // live weights have been written
+};
+
+}  // namespace octavo
