@@ -11,6 +11,8 @@ void demand(bool met, const Where& where, const char* key, const char* sentence)
   if (!met) fail("{}: {} {}", where(key), key, sentence);
 }
 
+}  // namespace
+
 void check_loss(const LossConfig& l, const Where& where) {
   const auto& type = l.truncated_importance_sampling_type;
   const auto& high = l.truncated_importance_sampling_ratio;
@@ -35,8 +37,6 @@ void check_loss(const LossConfig& l, const Where& where) {
          "ratio_clip_c, and "
          "needs token_level_loss");
 }
-
-}  // namespace
 
 void check_recipe(const Recipe& r, const Where& where) {
   check_loss(r.loss_fn, where);

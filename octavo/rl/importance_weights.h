@@ -17,10 +17,11 @@ namespace octavo {
 // cannot hold (NaN, or beyond 3.4e38) is 0, so that a token of which nothing is known has no say.
 //
 // Truncation, with low = truncated_importance_sampling_ratio_min, high = truncated_importance_sampling_ratio:
-//   tis           w is clamped to [low or 0, high]           (Yao et al. 2025, "Your efficient RL
-//   framework...") icepop        w outside [low, high] becomes 0            (Ling team 2025, "Small leak can
-//   sink a great ship") seq-mask-tis  a sequence whose geometric mean of w is outside [low, high] gets 0, the
-//   others keep their raw
+//   tis           w is clamped to [low or 0, high] (Yao et al. 2025, "Your efficient RL framework secretly
+//                 brings you off-policy RL training"); a floor lifts the weights that were set to 0 too
+//   icepop        w outside [low, high] becomes 0 (Ling team 2025, "Small leak can sink a great ship")
+//   seq-mask-tis  a sequence whose geometric mean of w is outside [low, high] gets 0, the others keep their
+//   raw
 //                 token weights; differences that are not finite count as 0 in the mean (Liu et al. 2025,
 //                 "When speed kills stability")
 struct ImportanceWeights {
@@ -31,9 +32,12 @@ struct ImportanceWeights {
   std::int64_t out_of_band = 0;  // tokens whose weight is outside the band; seq-mask-tis: sequences
 };
 
+// exp(log_weight), or 0 where FP32 cannot hold it.
+double importance_weight(double log_weight);
+
 // The weights as `config` says, whether or not use_importance_sampling_correction lets the loss use them.
-// `previous` takes the place of batch.previous where force_on_policy_ratio makes the current policy the
-// previous one.
+// With force_on_policy_ratio the current policy is the previous one: batch.current is read in place of
+// batch.previous. Error for an array that is missing or has the wrong size.
 ImportanceWeights importance_weights(const PolicyBatch& batch, const LossConfig& config);
 
 }  // namespace octavo

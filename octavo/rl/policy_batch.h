@@ -43,7 +43,11 @@ struct ValidCounts {
 // Reads the masks, and the rewards where there are any.
 ValidCounts count_valid(const PolicyBatch& batch);
 
-// Error, with the array's name, unless every array that is not empty has the size that it should have.
+// Error, with the array's name, unless every array that is not empty has the size that it should have; the
+// masks must be there.
 void check_sizes(const PolicyBatch& batch);
+
+// Error, saying who needs the array, where it is not `present` in a batch that has tokens.
+void demand_array(bool present, const PolicyBatch& batch, const char* name, const char* reason);
 
 }  // namespace octavo
