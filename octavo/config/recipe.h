@@ -99,7 +99,8 @@ struct LossConfig {
 };
 
 struct TokenizerConfig {
-  std::string name;  // policy.model_name
+  std::string name;                       // policy.model_name
+  std::string chat_template = "default";  // default, chatml, llama3, mistral, plain (chat_template.h)
 
   bool operator==(const TokenizerConfig&) const = default;
 };
@@ -221,10 +222,11 @@ struct DataConfig {
 
 // env.NAME: how the answers of the data sets with env_name NAME are judged. Octavo's own keys.
 struct EnvConfig {
-  std::string verifier = "number";   // exact, number, boxed, regex, choice, command
+  std::string verifier = "number";   // exact, number, boxed, regex, choice, countdown, command
   std::string pattern;               // regex
   std::vector<std::string> command;  // command: program and arguments
   double timeout_s = 30.0;           // command: for one answer
+  std::int64_t num_workers = 1;      // command: processes that judge in parallel
 
   bool operator==(const EnvConfig&) const = default;
 };

@@ -118,10 +118,10 @@ TEST_F(RecipeTest, ForeignKeysWarnUnlessHarmless) {
   load(kSmall, {"policy.megatron_cfg={enabled: false, anything: 1}", "cluster.gpus_per_node=8",
                 "cluster.num_nodes=1", "logger.wandb={project: p}",
                 "grpo.adv_estimator={name: grpo, normalize_rewards: '${grpo.normalize_rewards}'}",
-                "env.math={num_workers: 8}"});
+                "env.math={math_verify_impl: hf}"});
   EXPECT_THAT(warnings_,
               ::testing::UnorderedElementsAre(HasSubstr("cluster.gpus_per_node"), HasSubstr("logger.wandb"),
-                                              HasSubstr("env.math.num_workers")));
+                                              HasSubstr("env.math.math_verify_impl")));
 }
 
 TEST_F(RecipeTest, NoTwoKeysShareAName) {

@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "octavo/base/error.h"
+#include "octavo/checkpoint/test_folder.h"
 #include "octavo/rl/test_batch.h"
 
 namespace octavo {
@@ -255,18 +256,9 @@ TEST(PolicyLoss, MicroBatchesAddUp) {
   }
 }
 
-std::string error_of(const std::function<void()>& run) {
-  try {
-    run();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(PolicyLoss, RefusesOptionsThatContradict) {
   const auto refusal = [](const LossConfig& config) {
-    return error_of([&] { const ClippedPGLoss loss(config); });
+    return message_of<Error>([&] { const ClippedPGLoss loss(config); });
   };
   EXPECT_THAT(refusal({.ratio_clip_c = 1.0}), HasSubstr("ratio_clip_c must be above 1"));
   EXPECT_THAT(refusal({.ratio_clip_min = -0.1}), HasSubstr("ratio_clip_min cannot be -0.1"));
@@ -287,16 +279,15 @@ TEST(PolicyLoss, RefusesArraysThatDoNotFit) {
   const auto refusal = [&](const auto& spoil, const LossConfig& config = {}) {
     PolicyBatch view = batch.view();
     spoil(view);
-    return error_of([&] { ClippedPGLoss{config}(view, count_valid(batch.view()), gradient); });
+    return message_of<Error>([&] { ClippedPGLoss{config}(view, count_valid(batch.view()), gradient); });
   };
   EXPECT_THAT(refusal([](PolicyBatch& v) { v.current = v.current.subspan(1); }), HasSubstr("current has 14"));
   EXPECT_THAT(refusal([](PolicyBatch& v) { v.previous = {}; }), HasSubstr("previous is missing"));
   EXPECT_THAT(refusal([](PolicyBatch& v) { v.reference = {}; }), HasSubstr("reference is missing"));
   EXPECT_THAT(refusal([](PolicyBatch& v) { v.rewards = {}; }, {.positive_example_nll_weight = 1}),
               HasSubstr("rewards is missing"));
-  EXPECT_EQ(refusal([](PolicyBatch& v) { v.previous = {}; }, {.force_on_policy_ratio = true}), "no error");
-  EXPECT_EQ(refusal([](PolicyBatch& v) { v.reference = {}; }, {.reference_policy_kl_penalty = 0}),
-            "no error");
+  EXPECT_EQ(refusal([](PolicyBatch& v) { v.previous = {}; }, {.force_on_policy_ratio = true}), "");
+  EXPECT_EQ(refusal([](PolicyBatch& v) { v.reference = {}; }, {.reference_policy_kl_penalty = 0}), "");
 }
 
 TEST(PolicyLoss, NamesTheTokenThatIsNotFinite) {
@@ -307,15 +298,16 @@ TEST(PolicyLoss, NamesTheTokenThatIsNotFinite) {
     TestBatch batch = clean;
     (batch.*array)[bad] = std::numeric_limits<float>::quiet_NaN();
     std::vector<float> gradient(batch.current.size());
-    return error_of([&] { ClippedPGLoss{config}(batch.view(), count_valid(batch.view()), gradient); });
+    return message_of<Error>(
+        [&] { ClippedPGLoss{config}(batch.view(), count_valid(batch.view()), gradient); });
   };
   EXPECT_THAT(refusal(&TestBatch::current),
               HasSubstr("current log-probability of sequence 2, token 3 is nan"));
   EXPECT_THAT(refusal(&TestBatch::advantages), HasSubstr("advantage of sequence 2, token 3"));
   EXPECT_THAT(refusal(&TestBatch::reference), HasSubstr("reference log-probability of sequence 2, token 3"));
   EXPECT_THAT(refusal(&TestBatch::previous), HasSubstr("previous log-probability of sequence 2, token 3"));
-  EXPECT_EQ(refusal(&TestBatch::previous, {.disable_ppo_ratio = true}), "no error");
-  EXPECT_EQ(refusal(&TestBatch::generation), "no error");
+  EXPECT_EQ(refusal(&TestBatch::previous, {.disable_ppo_ratio = true}), "");
+  EXPECT_EQ(refusal(&TestBatch::generation), "");
 }
 
 }  // namespace
