@@ -1,0 +1,45 @@
+// Rollouts as the trainer computes them: without padding, and every shared prompt once.
+//
+// The completions of a group have the same prompt. Its keys and values are the same for all of them, and so
+// is its part of every layer, so it is computed once and its gradient is the sum over the group: a fraction
+// of the work of padded sequences, and the same numbers.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace octavo {
+
+struct TrainSequence {
+  std::span<const std::int32_t> prompt;    // at least one token
+  std::span<const std::int32_t> response;  // at least one token
+};
+
+// Runs of packed tokens that attend alike: to a prefix of other rows (maybe none), and causally to
+// themselves. Padded to the longest query and the longest context among them.
+struct AttentionRuns {
+  at::Tensor query_rows;  // [runs, queries] int64; padding repeats row 0
+  at::Tensor key_rows;    // [runs, keys] int64; padding likewise
+  at::Tensor hidden;      // [runs, queries, keys] bool: the query may not see the key
+  at::Tensor valid;       // [runs, queries, 1] FP32: 0 at padding
+  at::Tensor real;        // indices into the flattened [runs · queries] of those that are not padding
+};
+
+struct PackedBatch {
+  at::Tensor token_ids;               // [T] int64
+  at::Tensor positions;               // [T] int64
+  std::vector<AttentionRuns> runs;    // covering each token once
+  at::Tensor logit_rows;              // [N] int64: rows whose hidden state predicts a response token
+  at::Tensor targets;                 // [N] int64: those tokens, sequence after sequence
+  std::vector<std::int64_t> lengths;  // response tokens of each sequence; they add up to N
+
+  std::int64_t tokens() const { return token_ids.size(0); }
+};
+
+// Neighbouring sequences with equal prompts share it. A response's last token is a target only.
+PackedBatch pack(std::span<const TrainSequence> sequences, at::Device device);
+
+}  // namespace octavo
