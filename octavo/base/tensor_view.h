@@ -15,6 +15,7 @@ struct TensorView {
   DType dtype = DType::kF32;
   std::vector<std::int64_t> shape;
   std::int64_t row_stride = 0;  // in elements; 0 means contiguous
+  bool on_device = false;       // `data` is a pointer of the GPU
 
   std::int64_t rows() const { return shape.size() < 2 ? 1 : shape[0]; }
   std::int64_t cols() const { return shape.empty() ? 1 : shape.back(); }

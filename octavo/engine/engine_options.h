@@ -11,10 +11,12 @@ struct EngineOptions {
   std::int64_t max_batch_tokens = 512;  // computed in one step; at least max_sequences
   std::int64_t max_context = 0;         // prompt and output of a sequence; 0: what the model allows
   std::int64_t max_waiting = 4096;      // requests accepted and not started yet
-  // Room for keys and values: in tokens if > 0, else in bytes. It is never more than max_sequences full
-  // contexts.
+  // Room for keys and values: in tokens if > 0, else in bytes if > 0, else 1 GiB on the CPU, and on a GPU
+  // what weights and scratch leave of its memory's share gpu_memory_utilization. It is never more than
+  // max_sequences full contexts.
   std::int64_t kv_tokens = 0;
-  std::size_t kv_bytes = std::size_t{1} << 30;
+  std::size_t kv_bytes = 0;
+  double gpu_memory_utilization = 0.9;
   bool prefix_cache = true;
   std::uint64_t weight_version = 0;  // of the weights that the model holds now
   // For tests: every block is filled with NaN bits before it is used, so that reading anything stale shows.

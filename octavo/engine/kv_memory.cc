@@ -1,23 +1,63 @@
 #include "octavo/engine/kv_memory.h"
 
-#include <cstring>
+#include "octavo/base/error.h"
 
 namespace octavo {
+namespace {
 
-KvMemory::KvMemory(std::int64_t num_layers, const KvGeometry& geometry, bool poisonable)
+constexpr std::size_t kDefaultBytes = std::size_t{1} << 30;
+// For attention's and sampling's workspaces, captured steps and the libraries' own.
+constexpr std::size_t kDeviceReserve = std::size_t{768} << 20;
+
+double gib(std::size_t bytes) { return static_cast<double>(bytes) / static_cast<double>(1 << 30); }
+
+}  // namespace
+
+EngineOptions with_kv_bytes(EngineOptions options, const Model& model) {
+  if (options.kv_tokens > 0 || options.kv_bytes > 0) return options;
+  const auto room = model.storage().room();
+  if (!room) {
+    options.kv_bytes = kDefaultBytes;
+    return options;
+  }
+  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1))
+    fail("gpu_memory_utilization is {}; it must be above 0 and at most 1", options.gpu_memory_utilization);
+  const auto share =
+      static_cast<std::size_t>(static_cast<double>(room->total) * options.gpu_memory_utilization);
+  const std::size_t used = room->total - room->free;
+  const std::int64_t positions =
+      options.max_context > 0 ? options.max_context : model.spec().max_position_embeddings;
+  const std::size_t scratch =
+      model.scratch_bytes(options.max_batch_tokens, options.max_sequences, positions) + kDeviceReserve;
+  const KvGeometry one{
+      .num_blocks = 1, .num_kv_heads = model.spec().num_kv_heads, .head_dim = model.spec().head_dim};
+  const std::size_t block = KvMemory::block_bytes(model.spec().num_layers, one);
+  if (share < used + scratch + block)
+    fail(
+        "no room for a KV cache: gpu_memory_utilization {} of the GPU's {:.2f} GiB is {:.2f} GiB; {:.2f} are "
+        "in "
+        "use (weights of {:.2f} among them) and steps of {} tokens need {:.2f}; raise it, lower "
+        "max_batch_tokens "
+        "or free the GPU",
+        options.gpu_memory_utilization, gib(room->total), gib(share), gib(used), gib(model.weights().bytes()),
+        options.max_batch_tokens, gib(scratch));
+  options.kv_bytes = share - used - scratch;
+  return options;
+}
+
+KvMemory::KvMemory(Storage& storage, std::int64_t num_layers, const KvGeometry& geometry, bool poisonable)
     : geometry_(geometry) {
   if (poisonable) ++geometry_.num_blocks;
-  for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-    Buffer keys(geometry_.layer_bytes());
-    Buffer values(geometry_.layer_bytes());
-    if (poisonable) {
-      std::memset(keys.data(), 0xff, keys.bytes());
-      std::memset(values.data(), 0xff, values.bytes());
-    }
-    layers_.push_back({.keys = keys.data(), .values = values.data()});
-    buffers_.push_back(std::move(keys));
-    buffers_.push_back(std::move(values));
-  }
+  // Blocks are multiples of 512 bytes, so every run starts where bulk copies may.
+  const std::size_t side = geometry_.layer_bytes();
+  memory_ = storage.allocate(2 * static_cast<std::size_t>(num_layers) * side);
+  std::byte* at = memory_->data();
+  for (std::int64_t layer = 0; layer < num_layers; ++layer, at += 2 * side)
+    layers_.push_back({.keys = at, .values = at + side});
+  if (!poisonable) return;
+  const std::vector<std::byte> poison(side, std::byte{0xff});
+  for (const KvLayer& layer : layers_)
+    for (void* run : {layer.keys, layer.values}) storage.upload(run, poison.data(), side);
 }
 
 std::size_t KvMemory::block_bytes(std::int64_t num_layers, const KvGeometry& geometry) {

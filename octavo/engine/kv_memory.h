@@ -1,19 +1,26 @@
-// The memory of the paged KV cache: for each layer one buffer of keys and one of values, in the backend's
-// layout.
+// The memory of the paged KV cache: for each layer one run of keys and one of values, in the backend's
+// layout, all in one piece of the backend's storage.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include "octavo/base/buffer.h"
+#include "octavo/engine/engine_options.h"
+#include "octavo/model/model.h"
 #include "octavo/ops/ops.h"
+#include "octavo/ops/storage.h"
 
 namespace octavo {
+
+// The options with kv_bytes settled for this model, whose weights are in place. Throws Error, with the
+// arithmetic, where a GPU's share of memory leaves nothing.
+EngineOptions with_kv_bytes(EngineOptions options, const Model& model);
 
 class KvMemory {
  public:
   // With `poisonable`, one block more than asked for is made, which holds NaN bits.
-  KvMemory(std::int64_t num_layers, const KvGeometry& geometry, bool poisonable);
+  KvMemory(Storage& storage, std::int64_t num_layers, const KvGeometry& geometry, bool poisonable);
 
   // Bytes that one block takes in all layers, keys and values.
   static std::size_t block_bytes(std::int64_t num_layers, const KvGeometry& geometry);
@@ -25,7 +32,7 @@ class KvMemory {
 
  private:
   KvGeometry geometry_;
-  std::vector<Buffer> buffers_;
+  std::unique_ptr<Memory> memory_;
   std::vector<KvLayer> layers_;
 };
 

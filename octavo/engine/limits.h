@@ -13,7 +13,8 @@ namespace octavo {
 // Immutable, so any thread may use it.
 class Limits {
  public:
-  // Throws Error for options that make no sense together or with the model.
+  // options.kv_bytes is settled (kv_memory.h). Throws Error for options that make no sense together or with
+  // the model.
   Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tokenizer);
 
   std::int64_t max_context() const { return max_context_; }

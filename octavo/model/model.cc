@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cassert>
+#include <utility>
+#include <vector>
 
 #include "octavo/base/error.h"
 #include "octavo/model/rope.h"
@@ -14,8 +16,9 @@ constexpr std::int64_t kMaxHeadDim = 256;
 
 }  // namespace
 
-Model::Model(const ModelSpec& spec, const WeightOptions& options, std::unique_ptr<WeightMemory> memory)
-    : spec_(spec), weights_(spec, options, std::move(memory)) {
+Model::Model(const ModelSpec& spec, const WeightOptions& options, std::unique_ptr<WeightMemory> memory,
+             Storage& storage)
+    : spec_(spec), weights_(spec, options, std::move(memory)), storage_(storage) {
   if (spec.head_dim > kMaxHeadDim)
     fail("head_dim {} is larger than the {} that attention supports", spec.head_dim, kMaxHeadDim);
 }
@@ -26,12 +29,31 @@ void Model::reserve(std::int64_t max_tokens, std::int64_t max_logit_rows, std::i
   max_positions_ = max_positions;
 
   const std::int64_t half = spec_.head_dim / 2;
-  rope_buffer_ = Buffer(static_cast<std::size_t>(2 * max_positions * half) * sizeof(float));
-  auto* cos = rope_buffer_.data<float>();
-  float* sin = cos + max_positions * half;
-  fill_rope_table(spec_, max_positions, cos, sin);
-  rope_ = {cos, sin};
+  const auto angles = static_cast<std::size_t>(max_positions * half);
+  std::vector<float> table(2 * angles);
+  fill_rope_table(spec_, max_positions, table.data(), table.data() + angles);
+  rope_memory_ = storage_.allocate(table.size() * sizeof(float));
+  storage_.upload(rope_memory_->data(), table.data(), table.size() * sizeof(float));
+  rope_ = {rope_memory_->data<float>(), rope_memory_->data<float>() + angles};
 
+  const Layout at = lay_out(max_tokens, max_logit_rows);
+  scratch_ = storage_.allocate(at.bytes);
+  std::byte* base = scratch_->data();
+  residual_ = reinterpret_cast<float*>(base + at.residual);
+  delta_ = reinterpret_cast<bf16*>(base + at.delta);
+  wide_ = reinterpret_cast<bf16*>(base + at.wide);
+  activation_ = reinterpret_cast<bf16*>(base + at.activation);
+  activation_scales_ = reinterpret_cast<float*>(base + at.activation_scales);
+  logits_ = reinterpret_cast<float*>(base + at.logits);
+}
+
+std::size_t Model::scratch_bytes(std::int64_t max_tokens, std::int64_t max_logit_rows,
+                                 std::int64_t max_positions) const {
+  return lay_out(max_tokens, max_logit_rows).bytes +
+         static_cast<std::size_t>(max_positions * (spec_.head_dim / 2) * 2) * sizeof(float);
+}
+
+Model::Layout Model::lay_out(std::int64_t max_tokens, std::int64_t max_logit_rows) const {
   std::int64_t wide = 0;
   std::int64_t widest_input = spec_.hidden_size;
   for (const LayerWeights& layer : weights_.layers()) {
@@ -40,27 +62,18 @@ void Model::reserve(std::int64_t max_tokens, std::int64_t max_logit_rows, std::i
   }
   const std::int64_t delta = weights_.layers().empty() ? 0 : weights_.layers().front().o.out;
 
-  // Sized in bytes, each piece a multiple of a cache line.
-  std::size_t used = 0;
-  const auto place = [&used](std::int64_t bytes) {
-    const std::size_t at = used;
-    used += (static_cast<std::size_t>(bytes) + 63) / 64 * 64;
-    return at;
+  // Each piece a multiple of what the GPU's bulk copies ask for.
+  Layout at{};
+  const auto place = [&at](std::int64_t bytes) {
+    return std::exchange(at.bytes, at.bytes + (static_cast<std::size_t>(bytes) + 255) / 256 * 256);
   };
-  const std::size_t residual = place(max_tokens * spec_.hidden_size * 4);
-  const std::size_t deltas = place(max_tokens * delta * 2);
-  const std::size_t wides = place(max_tokens * wide * 2);
-  const std::size_t activation = place(max_tokens * widest_input * 2);
-  const std::size_t scales = place(max_tokens * blocks_of(widest_input) * 4);
-  const std::size_t logits = place(max_logit_rows * logits_stride() * 4);
-  scratch_ = Buffer(used);
-  std::byte* base = scratch_.data();
-  residual_ = reinterpret_cast<float*>(base + residual);
-  delta_ = reinterpret_cast<bf16*>(base + deltas);
-  wide_ = reinterpret_cast<bf16*>(base + wides);
-  activation_ = reinterpret_cast<bf16*>(base + activation);
-  activation_scales_ = reinterpret_cast<float*>(base + scales);
-  logits_ = reinterpret_cast<float*>(base + logits);
+  at.residual = place(max_tokens * spec_.hidden_size * 4);
+  at.delta = place(max_tokens * delta * 2);
+  at.wide = place(max_tokens * wide * 2);
+  at.activation = place(max_tokens * widest_input * 2);
+  at.activation_scales = place(max_tokens * blocks_of(widest_input) * 4);
+  at.logits = place(max_logit_rows * logits_stride() * 4);
+  return at;
 }
 
 Activation Model::activation_for(const LinearWeight& consumer) {
@@ -68,7 +81,7 @@ Activation Model::activation_for(const LinearWeight& consumer) {
   return {activation_, fp8 ? activation_scales_ : nullptr, consumer.in, consumer.pow2_activations};
 }
 
-const float* Model::forward(Ops& ops, const Batch& batch, std::span<const KvLayer> kv) {
+const float* Model::compute(Ops& ops, const Batch& batch, std::span<const KvLayer> kv) {
   const auto tokens = static_cast<std::int64_t>(batch.token_ids.size());
   const auto logit_rows = static_cast<std::int64_t>(batch.logit_rows.size());
   assert(tokens <= max_tokens_ && logit_rows <= max_logit_rows_ && kv.size() == weights_.layers().size());

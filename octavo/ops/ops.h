@@ -111,6 +111,9 @@ class Ops {
 
   virtual std::string name() const = 0;  // "cpu avx512-bf16, 2 threads"
 
+  // Called before the operations of a step: brings what they need of its batch to where they compute.
+  virtual void begin_step(const Batch& /*batch*/) {}
+
   // residual[t] = embedding row token_ids[t]; the embedding is a bf16 LinearWeight [vocab, hidden] in backend
   // layout.
   virtual void embed(const LinearWeight& embedding, std::span<const std::int32_t> token_ids,
