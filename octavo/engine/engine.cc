@@ -17,8 +17,9 @@ std::uint64_t random_seed() {
 }  // namespace
 
 Engine::Engine(std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<Ops> ops,
-               std::unique_ptr<Model> model, const EngineOptions& options, ThreadPool& pool)
-    : core_(std::move(tokenizer), std::move(ops), std::move(model), options, pool),
+               std::unique_ptr<Model> model, const EngineOptions& options, ThreadPool& pool,
+               const StepRunnerFactory& make_runner)
+    : core_(std::move(tokenizer), std::move(ops), std::move(model), options, pool, make_runner),
       pool_(pool),
       max_waiting_(options.max_waiting),
       stats_(core_.stats()),

@@ -52,7 +52,8 @@ class Engine {
   // are loaded. `pool` must outlive the engine; while the engine is not paused it belongs to the engine's
   // thread.
   Engine(std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<Ops> ops, std::unique_ptr<Model> model,
-         const EngineOptions& options, ThreadPool& pool);
+         const EngineOptions& options, ThreadPool& pool,
+         const StepRunnerFactory& make_runner = make_cpu_step_runner);
   ~Engine();  // shutdown()
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -122,6 +123,7 @@ class Engine {
 
   void main();
   void handle_inbox(std::unique_lock<std::mutex>& lock);  // gives the mutex up in between
+  void settle(std::unique_lock<std::mutex>& lock);        // likewise
   void publish();                                         // with the mutex held
   void release_id(const std::string& id);
   bool has_work() const;  // with the mutex held

@@ -3,10 +3,9 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cassert>
-#include <cmath>
 #include <limits>
+#include <utility>
 
 #include "octavo/base/error.h"
 #include "octavo/engine/philox.h"
@@ -31,23 +30,26 @@ Rollout& rollout_of(const Scheduler::Chunk& chunk) { return static_cast<Rollout&
 }  // namespace
 
 EngineCore::EngineCore(std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<Ops> ops,
-                       std::unique_ptr<Model> model, const EngineOptions& options, ThreadPool& pool)
+                       std::unique_ptr<Model> model, const EngineOptions& options, ThreadPool& pool,
+                       const StepRunnerFactory& make_runner)
     : tokenizer_(std::move(tokenizer)),
       ops_(std::move(ops)),
       model_(std::move(model)),
-      pool_(pool),
-      options_(options),
-      limits_(model_->spec(), options, tokenizer_ != nullptr),
-      kv_(model_->spec().num_layers, limits_.kv_geometry(), options_.poison_kv),
+      options_(with_kv_bytes(options, *model_)),
+      limits_(model_->spec(), options_, tokenizer_ != nullptr),
+      kv_(model_->storage(), model_->spec().num_layers, limits_.kv_geometry(), options_.poison_kv),
       blocks_(limits_.kv_geometry().num_blocks),
       cache_(blocks_, options_.weight_version),
       scheduler_({.max_sequences = options_.max_sequences,
                   .max_batch_tokens = options_.max_batch_tokens,
                   .prefix_cache = options_.prefix_cache},
-                 blocks_, cache_),
-      sampler_(model_->spec().vocab_size, best_isa()),
-      scratch_(static_cast<std::size_t>(pool.size())) {
+                 blocks_, cache_) {
   model_->reserve(options_.max_batch_tokens, options_.max_sequences, limits_.max_positions());
+  runner_ = make_runner(*ops_, *model_,
+                        {.max_tokens = options_.max_batch_tokens,
+                         .max_rows = options_.max_sequences,
+                         .max_positions = limits_.max_positions()},
+                        pool);
 }
 
 void EngineCore::accept(std::unique_ptr<Group> group) {
@@ -70,68 +72,119 @@ void EngineCore::accept(std::unique_ptr<Group> group) {
 }
 
 void EngineCore::step() {
-  const Scheduler::Step step = scheduler_.schedule();
-  if (step.empty()) return;
-  for (const auto& chunk : step) {
+  auto next = launch();
+  auto previous = std::exchange(in_flight_, std::move(next));
+  if (previous) complete(std::move(*previous));
+  // Nothing is left in flight that nobody waits for, or whose tokens the next step needs to be known.
+  if (in_flight_ && (!in_flight_->feeds_next || idle())) drain();
+}
+
+void EngineCore::drain() {
+  if (in_flight_) complete(*std::exchange(in_flight_, std::nullopt));
+}
+
+// Begins the next step, if there is one to schedule.
+std::optional<EngineCore::Flight> EngineCore::launch() {
+  Flight flight;
+  flight.step = scheduler_.schedule();
+  if (flight.step.empty()) return std::nullopt;
+  for (const auto& chunk : flight.step) {
     Group& group = rollout_of(chunk).group;
     if (!group.started) --unstarted_;
     group.started = true;
   }
   try {
-    prepare(step);
-    const Batch batch{.token_ids = buffers_.token_ids,
-                      .positions = buffers_.positions,
-                      .spans = buffers_.spans,
-                      .logit_rows = buffers_.logit_rows};
-    run_tasks(model_->forward(*ops_, batch, kv_.layers()));
+    prepare(flight);
+    flight.feeds_next = runner_->launch({.batch = {.token_ids = buffers_.token_ids,
+                                                   .positions = buffers_.positions,
+                                                   .spans = buffers_.spans,
+                                                   .logit_rows = buffers_.logit_rows},
+                                         .kv = kv_.layers(),
+                                         .tasks = buffers_.tasks});
   } catch (const std::exception& error) {
-    spdlog::error("a step of {} sequences failed: {}", step.size(), error.what());
-    for (const auto& chunk : step)
-      finish_group(rollout_of(chunk).group, FinishReason::kError,
-                   fmt::format("the step failed: {}", error.what()));
-    bury_finished();
+    drain();  // what was launched before has its results still to come
+    fail_step(flight.step, error.what());
+    return std::nullopt;
+  }
+  scheduler_.launched(flight.step);
+  expect_tokens(flight);
+  ++steps_;
+  for (const auto& chunk : flight.step) computed_tokens_ += chunk.count;
+  return flight;
+}
+
+// Gives every sequence that samples in this step a place for its token, and prompts that are complete now
+// their siblings: the next step may be scheduled before the token is known.
+void EngineCore::expect_tokens(const Flight& flight) {
+  for (const Receiver& receiver : flight.receivers)
+    if (Group& group = receiver.rollout->group; !group.scoring && !group.forked) fork(group);
+  for (std::size_t i = 0; i < flight.receivers.size(); ++i) {
+    Rollout& rollout = *flight.receivers[i].rollout;
+    if (rollout.scoring) continue;
+    rollout.tokens.push_back(0);
+    rollout.pending = static_cast<std::ptrdiff_t>(i);
+  }
+}
+
+void EngineCore::complete(Flight flight) {
+  StepRunner::Results results;
+  try {
+    results = runner_->wait();
+  } catch (const std::exception& error) {
+    fail_step(flight.step, error.what());
     return;
   }
-  scheduler_.advance(step);
-  ++steps_;
-
-  std::size_t first_task = 0;
-  for (std::size_t i = 0; i < step.size(); ++i) {
-    const auto tasks = std::span(buffers_.tasks).subspan(first_task, buffers_.tasks_of_chunk[i]);
-    first_task += tasks.size();
-    computed_tokens_ += step[i].count;
-    Group& group = rollout_of(step[i]).group;
-    if (group.scoring) {
-      deliver_scores(step[i], tasks);
-    } else if (!tasks.empty()) {
-      deliver(group, tasks);
+  // The step launched since, if any, sets `pending` anew where it goes on.
+  for (std::size_t i = 0; i < flight.receivers.size(); ++i) {
+    const auto& [rollout, position] = flight.receivers[i];
+    if (!rollout->scoring && results[i]) rollout->tokens[position] = results[i]->token;
+    if (rollout->tokens.size() == position + 1) rollout->pending = -1;
+  }
+  scheduler_.advance(flight.step);
+  std::size_t first = 0;
+  for (std::size_t i = 0; i < flight.step.size(); ++i) {
+    const std::size_t count = flight.tasks_of_chunk[i];
+    if (flight.step[i].sequence->scoring) {
+      deliver_scores(flight.step[i], results.subspan(first, count));
+    } else {
+      for (std::size_t task = first; task < first + count; ++task)
+        deliver(flight.receivers[task], results[task]);
     }
+    first += count;
   }
   bury_finished();
 }
 
-void EngineCore::prepare(const Scheduler::Step& step) {
+void EngineCore::fail_step(const Scheduler::Step& step, std::string_view what) {
+  spdlog::error("a step of {} sequences failed: {}", step.size(), what);
+  for (const auto& chunk : step)
+    finish_group(rollout_of(chunk).group, FinishReason::kError, fmt::format("the step failed: {}", what));
+  bury_finished();
+}
+
+void EngineCore::prepare(Flight& flight) {
   buffers_.token_ids.clear();
   buffers_.positions.clear();
   buffers_.spans.clear();
   buffers_.logit_rows.clear();
   buffers_.tasks.clear();
-  buffers_.tasks_of_chunk.clear();
-  for (const auto& chunk : step) {
-    const Sequence& sequence = *chunk.sequence;
+  for (const auto& chunk : flight.step) {
+    const Rollout& rollout = rollout_of(chunk);
     if (options_.poison_kv) poison_fresh_blocks(chunk);
     const std::size_t tasks_before = buffers_.tasks.size();
-    add_tasks(chunk);
-    buffers_.tasks_of_chunk.push_back(buffers_.tasks.size() - tasks_before);
+    add_tasks(chunk, flight);
+    flight.tasks_of_chunk.push_back(buffers_.tasks.size() - tasks_before);
     const auto first_token = static_cast<std::int64_t>(buffers_.token_ids.size());
     buffers_.spans.push_back({.first_token = first_token,
                               .num_tokens = chunk.count,
                               .first_position = chunk.first,
-                              .blocks = sequence.blocks.data()});
+                              .blocks = rollout.blocks.data()});
     for (std::int64_t position = chunk.first; position < chunk.end(); ++position) {
       if (position >= chunk.logits_from)
         buffers_.logit_rows.push_back(static_cast<std::int32_t>(buffers_.token_ids.size()));
-      buffers_.token_ids.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
+      const bool pending = rollout.pending >= 0 && position == rollout.length() - 1;
+      buffers_.token_ids.push_back(pending ? result_of_task(static_cast<std::size_t>(rollout.pending))
+                                           : rollout.tokens[static_cast<std::size_t>(position)]);
       buffers_.positions.push_back(static_cast<std::int32_t>(position));
     }
   }
@@ -144,76 +197,61 @@ void EngineCore::poison_fresh_blocks(const Scheduler::Chunk& chunk) {
 }
 
 // The first token of all samples of a request comes from the one row that their shared prompt ends in.
-void EngineCore::add_tasks(const Scheduler::Chunk& chunk) {
+void EngineCore::add_tasks(const Scheduler::Chunk& chunk, Flight& flight) {
   Rollout& rollout = rollout_of(chunk);
   const auto row = static_cast<std::int64_t>(buffers_.logit_rows.size());
   if (rollout.scoring) {
-    for (std::int64_t i = 0; i < chunk.count; ++i)
-      buffers_.tasks.push_back({.rollout = &rollout,
-                                .row = row + i,
-                                .target = rollout.tokens[static_cast<std::size_t>(chunk.first + i + 1)],
-                                .result = {}});
+    for (std::int64_t i = 0; i < chunk.count; ++i) {
+      const auto position = static_cast<std::size_t>(chunk.first + i + 1);
+      buffers_.tasks.push_back({.row = row + i,
+                                .target = rollout.tokens[position],
+                                .context = {.params = rollout.group.request.sampling}});
+      flight.receivers.push_back({.rollout = &rollout, .position = position});
+    }
   } else if (chunk.logit_rows() > 0 && rollout.group.forked) {
-    buffers_.tasks.push_back({.rollout = &rollout, .row = row, .target = -1, .result = {}});
+    add_task(rollout, row, flight);
   } else if (chunk.logit_rows() > 0) {
-    for (const auto& sample : rollout.group.rollouts)
-      buffers_.tasks.push_back({.rollout = sample.get(), .row = row, .target = -1, .result = {}});
+    for (const auto& sample : rollout.group.rollouts) add_task(*sample, row, flight);
   }
 }
 
-// Threads take tasks one by one. A task's result depends on its row alone.
-void EngineCore::run_tasks(const float* logits) {
-  std::atomic<std::size_t> next{0};
-  pool_.parallel_for(static_cast<std::int64_t>(std::min(scratch_.size(), buffers_.tasks.size())), 1,
-                     [&](std::int64_t slot, std::int64_t) {
-                       for (std::size_t i = next++; i < buffers_.tasks.size(); i = next++)
-                         run_task(logits, buffers_.tasks[i], scratch_[static_cast<std::size_t>(slot)]);
-                     });
+void EngineCore::add_task(Rollout& rollout, std::int64_t row, Flight& flight) {
+  buffers_.tasks.push_back(
+      {.row = row,
+       .target = -1,
+       .context = {.params = rollout.group.request.sampling,
+                   .uniform = sampling_uniform(rollout.group.seed, rollout.tokens.size(),
+                                               static_cast<std::uint32_t>(rollout.index)),
+                   .tokens = rollout.tokens,
+                   .seen = rollout.seen,
+                   .bad_words = rollout.group.bad_words}});
+  flight.receivers.push_back({.rollout = &rollout, .position = rollout.tokens.size()});
 }
 
-void EngineCore::run_task(const float* logits, Task& task, SamplerScratch& scratch) const {
-  const float* row = logits + task.row * model_->logits_stride();
-  const Rollout& rollout = *task.rollout;
-  if (task.target >= 0) {
-    const float logprob = sampler_.logprob(row, task.target, scratch);
-    if (!std::isnan(logprob)) task.result = Sample{.token = task.target, .logprob = logprob};
-    return;
-  }
-  const SampleContext context{.params = rollout.group.request.sampling,
-                              .uniform = sampling_uniform(rollout.group.seed, rollout.tokens.size(),
-                                                          static_cast<std::uint32_t>(rollout.index)),
-                              .tokens = rollout.tokens,
-                              .seen = rollout.seen,
-                              .bad_words = rollout.group.bad_words};
-  task.result = sampler_.sample(row, context, scratch);
+// A sample that has ended meanwhile has no use for the token.
+void EngineCore::deliver(const Receiver& receiver, const std::optional<Sample>& result) {
+  if (receiver.rollout->finished) return;
+  if (result) return accept_token(receiver, *result);
+  finish(
+      *receiver.rollout, FinishReason::kError,
+      fmt::format("the logits for position {} are not finite or leave no token to choose; check the weights",
+                  receiver.position));
 }
 
-void EngineCore::deliver(Group& group, std::span<const Task> tasks) {
-  for (const Task& task : tasks) {
-    if (task.result) continue;
-    const std::string message = fmt::format(
-        "the logits for position {} are not finite or leave no token to choose; check the weights",
-        task.rollout->tokens.size());
-    if (group.forked) return finish(*task.rollout, FinishReason::kError, message);
-    return finish_group(group, FinishReason::kError, message);
-  }
-  if (!group.forked) fork(group);
-  for (const Task& task : tasks)
-    if (!task.rollout->finished) accept_token(*task.rollout, *task.result);
-}
-
-void EngineCore::deliver_scores(const Scheduler::Chunk& chunk, std::span<const Task> tasks) {
+void EngineCore::deliver_scores(const Scheduler::Chunk& chunk,
+                                std::span<const std::optional<Sample>> results) {
   Rollout& rollout = rollout_of(chunk);
+  if (rollout.finished) return;
   std::size_t position = static_cast<std::size_t>(chunk.first) + 1;
-  for (const Task& task : tasks) {
-    if (!task.result)
+  for (const auto& result : results) {
+    if (!result)
       return finish(rollout, FinishReason::kError,
                     fmt::format("the logits for position {} are not finite; check the weights", position));
-    rollout.output.logprobs[position] = task.result->logprob;
+    rollout.output.logprobs[position] = result->logprob;
     rollout.output.weight_versions[position] = cache_.weight_version();
     ++position;
   }
-  if (rollout.computed == rollout.needed()) finish(rollout, FinishReason::kStop, "scored");
+  if (chunk.end() == rollout.needed()) finish(rollout, FinishReason::kStop, "scored");
 }
 
 void EngineCore::fork(Group& group) {
@@ -223,12 +261,12 @@ void EngineCore::fork(Group& group) {
       kv_.copy(*ops_, copy->first, copy->second);
 }
 
-void EngineCore::accept_token(Rollout& rollout, const Sample& sample) {
+void EngineCore::accept_token(const Receiver& receiver, const Sample& sample) {
+  Rollout& rollout = *receiver.rollout;
   const SamplingParams& sampling = rollout.group.request.sampling;
   const auto contains = [&](const auto& ids) {
     return std::find(ids.begin(), ids.end(), sample.token) != ids.end();
   };
-  rollout.tokens.push_back(sample.token);
   rollout.output.token_ids.push_back(sample.token);
   rollout.output.logprobs.push_back(sample.logprob);
   rollout.output.weight_versions.push_back(cache_.weight_version());
@@ -302,12 +340,19 @@ void EngineCore::send(Rollout& rollout, Event event) {
   finish_group(group, FinishReason::kAbort, "its receiver failed");
 }
 
+// Requests that have ended go, but not while a step in flight still computes for them.
 void EngineCore::bury_finished() {
-  for (const std::string& id : finished_ids_) groups_.erase(id);
+  for (const std::string& id : finished_ids_) {
+    const auto found = groups_.find(id);
+    if (found == groups_.end()) continue;
+    if (in_flight_) in_flight_->dead.push_back(std::move(found->second));
+    groups_.erase(found);
+  }
   finished_ids_.clear();
 }
 
 bool EngineCore::abort(const std::string& id, std::string_view reason) {
+  drain();
   const auto found = groups_.find(id);
   if (found == groups_.end()) return false;
   finish_group(*found->second, FinishReason::kAbort, reason);
@@ -316,11 +361,13 @@ bool EngineCore::abort(const std::string& id, std::string_view reason) {
 }
 
 void EngineCore::finish_all(FinishReason reason, std::string_view message) {
+  drain();
   for (const auto& [id, group] : groups_) finish_group(*group, reason, message);
   bury_finished();
 }
 
 void EngineCore::change_weights(std::uint64_t version, bool keep_kv) {
+  drain();
   scheduler_.change_weights(version, keep_kv);
 }
 

@@ -17,8 +17,8 @@
 #include "octavo/engine/group.h"
 #include "octavo/engine/kv_memory.h"
 #include "octavo/engine/limits.h"
-#include "octavo/engine/sampler.h"
 #include "octavo/engine/scheduler.h"
+#include "octavo/engine/step_runner.h"
 #include "octavo/model/model.h"
 #include "octavo/ops/ops.h"
 
@@ -28,11 +28,18 @@ class EngineCore {
  public:
   // Reserves KV memory and the model's scratch. Throws Error for options that make no sense together.
   EngineCore(std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<Ops> ops,
-             std::unique_ptr<Model> model, const EngineOptions& options, ThreadPool& pool);
+             std::unique_ptr<Model> model, const EngineOptions& options, ThreadPool& pool,
+             const StepRunnerFactory& make_runner = make_cpu_step_runner);
 
   void accept(std::unique_ptr<Group> group);
-  // Schedules and computes one step, samples, and tells the sinks. Does nothing when idle.
+  // Schedules a step, computes it, samples, and tells the sinks. Where the runner can, the step is only begun
+  // and the one before it ended: the host schedules and tells while the device computes, and a sequence goes
+  // on although its newest token is not known here yet. Does nothing when idle.
   void step();
+  // Ends the step in flight, if there is one. Everything below that changes sequences or weights does it
+  // first.
+  void drain();
+  bool in_flight() const { return in_flight_.has_value(); }
   bool idle() const { return groups_.empty(); }
 
   // Finishes every unfinished sample of the request; false when it is not here.
@@ -53,33 +60,41 @@ class EngineCore {
   std::function<void(const std::string&)> on_finished;
 
  private:
-  // A sample to draw, or (target >= 0) a log-probability to look up, from one row of logits.
-  struct Task {
+  // Who gets the result of a sampling task, and which of its tokens that is.
+  struct Receiver {
     Rollout* rollout = nullptr;
-    std::int64_t row = 0;
-    std::int32_t target = -1;
-    std::optional<Sample> result;
+    std::size_t position = 0;
   };
-  // One step's inputs in the form that the model takes, kept to reuse their memory.
+  // A step that has been launched.
+  struct Flight {
+    Scheduler::Step step;
+    std::vector<Receiver> receivers;  // one a task, in order of the step's chunks
+    std::vector<std::size_t> tasks_of_chunk;
+    bool feeds_next = false;                   // the next step may be launched before this one ends
+    std::vector<std::unique_ptr<Group>> dead;  // requests that ended while this step computes for them
+  };
+  // One step's inputs in the form that the runner takes, kept to reuse their memory.
   struct StepBuffers {
     std::vector<std::int32_t> token_ids;
     std::vector<std::int32_t> positions;
     std::vector<BatchSpan> spans;
     std::vector<std::int32_t> logit_rows;
-    std::vector<Task> tasks;
-    std::vector<std::size_t> tasks_of_chunk;
+    std::vector<SampleTask> tasks;
   };
 
-  void prepare(const Scheduler::Step& step);
-  void add_tasks(const Scheduler::Chunk& chunk);
+  std::optional<Flight> launch();
+  void prepare(Flight& flight);
+  void add_tasks(const Scheduler::Chunk& chunk, Flight& flight);
+  void add_task(Rollout& rollout, std::int64_t row, Flight& flight);
+  void expect_tokens(const Flight& flight);
+  void complete(Flight flight);
+  void fail_step(const Scheduler::Step& step, std::string_view what);
   void poison_fresh_blocks(const Scheduler::Chunk& chunk);
-  void run_tasks(const float* logits);
-  void run_task(const float* logits, Task& task, SamplerScratch& scratch) const;
 
-  void deliver(Group& group, std::span<const Task> tasks);
-  void deliver_scores(const Scheduler::Chunk& chunk, std::span<const Task> tasks);
+  void deliver(const Receiver& receiver, const std::optional<Sample>& result);
+  void deliver_scores(const Scheduler::Chunk& chunk, std::span<const std::optional<Sample>> results);
   void fork(Group& group);
-  void accept_token(Rollout& rollout, const Sample& sample);
+  void accept_token(const Receiver& receiver, const Sample& sample);
   void close(Rollout& rollout, FinishReason reason, std::string message);
   void finish(Rollout& rollout, FinishReason reason, std::string_view message);
   void finish_group(Group& group, FinishReason reason, std::string_view message);
@@ -89,7 +104,6 @@ class EngineCore {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<Model> model_;
-  ThreadPool& pool_;
   EngineOptions options_;
   Limits limits_;
 
@@ -97,9 +111,9 @@ class EngineCore {
   KvBlocks blocks_;
   PrefixCache cache_;
   Scheduler scheduler_;
-  Sampler sampler_;
-  std::vector<SamplerScratch> scratch_;  // one a thread
+  std::unique_ptr<StepRunner> runner_;
   StepBuffers buffers_;
+  std::optional<Flight> in_flight_;
 
   std::unordered_map<std::string, std::unique_ptr<Group>> groups_;  // by request id
   std::vector<std::string> finished_ids_;

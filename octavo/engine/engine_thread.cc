@@ -14,6 +14,7 @@ void Engine::main() {
     wake_.wait(lock, [&] { return has_work(); });
     if (stop_) break;
     handle_inbox(lock);
+    settle(lock);
     if (hold_ || drained()) {
       hold_ = true;
       drain_ = false;
@@ -26,6 +27,7 @@ void Engine::main() {
         core_.step();
         lock.lock();
         busy_ = false;
+        settle(lock);
       }
     }
     publish();
@@ -42,6 +44,16 @@ void Engine::main() {
     job->done = true;
   }
   publish();
+}
+
+// Nothing may be in flight when the engine comes to rest, or its weights change.
+void Engine::settle(std::unique_lock<std::mutex>& lock) {
+  if (!core_.in_flight() || (!hold_ && may_step())) return;
+  busy_ = true;
+  lock.unlock();
+  core_.drain();
+  lock.lock();
+  busy_ = false;
 }
 
 bool Engine::has_work() const {

@@ -38,6 +38,10 @@ Group::Group(Request incoming, Sink events, std::uint64_t random_seed, bool scor
     auto rollout = std::make_unique<Rollout>(*this, tokenizer);
     rollout->index = i;
     rollout->scoring = scoring;
+    // The last token's keys and values are never needed.
+    if (!scoring)
+      rollout->most_needed =
+          static_cast<std::int64_t>(request.prompt_ids.size()) + request.sampling.max_tokens - 1;
     rollout->tokens = request.prompt_ids;
     rollout->output.index = i;
     rollout->output.seed = seed;

@@ -24,6 +24,8 @@ struct Rollout : Sequence {
   Group& group;
   Output output;
   bool finished = false;
+  // The newest of `tokens` is the result of this task of the step in flight, and not known yet; -1: it is.
+  std::ptrdiff_t pending = -1;
   StopText text;
   std::optional<StreamingDetokenizer> detokenizer;
   std::vector<std::uint64_t> seen;  // bit t: token t is in `tokens`; kept for a repetition penalty only

@@ -146,12 +146,16 @@ Scheduler::Step Scheduler::schedule() {
   return step;
 }
 
+void Scheduler::launched(const Step& step) {
+  for (const Chunk& chunk : step) chunk.sequence->computed = chunk.end();
+}
+
 void Scheduler::advance(const Step& step) {
   for (const Chunk& chunk : step) {
     Sequence& sequence = *chunk.sequence;
-    sequence.computed = chunk.end();
+    if (sequence.computed < chunk.end()) continue;  // sent back, or gone
     if (!options_.prefix_cache || sequence.scoring || !sequence.cacheable) continue;
-    while ((sequence.cached_blocks + 1) * kBlockSize <= sequence.computed) {
+    while ((sequence.cached_blocks + 1) * kBlockSize <= chunk.end()) {
       const auto begin = static_cast<std::size_t>(sequence.cached_blocks * kBlockSize);
       sequence.link = cache_.insert(sequence.link, std::span(sequence.tokens).subspan(begin, kBlockSize),
                                     sequence.blocks[static_cast<std::size_t>(sequence.cached_blocks)]);

@@ -1,8 +1,8 @@
 // Decides which tokens of which sequences the next step computes, and where their keys and values go.
 //
-// Four verbs: add() a sequence, schedule() a step, advance() past it when it has been computed, remove() a
-// sequence. There are no phases of prefill and decode: a sequence has tokens that are not computed yet, many
-// or one, and a step takes as many as its budgets allow. A step is filled in this order:
+// The verbs: add() a sequence, schedule() a step, say when it has been launched() and when to advance() past
+// it, remove() a sequence. There are no phases of prefill and decode: a sequence has tokens that are not
+// computed yet, many or one, and a step takes as many as its budgets allow. A step is filled in this order:
 //   1. one token for each running sequence that lacks just one (a decode is never held up by somebody's long
 //   prompt);
 //   2. chunks for the other running sequences, oldest first;
@@ -52,6 +52,9 @@ class Scheduler {
 
   void add(Sequence& sequence);
   Step schedule();
+  // The step is being computed: what comes next builds on its keys and values.
+  void launched(const Step& step);
+  // It has been computed, and all tokens of its chunks are known. Sequences may have gone on, or left.
   void advance(const Step& step);
   void remove(Sequence& sequence);
 

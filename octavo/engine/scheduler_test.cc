@@ -61,6 +61,7 @@ struct Fixture {
   Scheduler::Step step() {
     auto result = scheduler.schedule();
     for (const auto& chunk : result) kv.compute(chunk, blocks);
+    scheduler.launched(result);
     scheduler.advance(result);
     return result;
   }

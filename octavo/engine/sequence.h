@@ -1,7 +1,9 @@
 // One sequence as the scheduler sees it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "octavo/engine/prefix_cache.h"
@@ -13,7 +15,8 @@ struct Sequence {
   std::int64_t index = 0;  // among the samples of its request; second part of the order
   // Scoring: logits are wanted at every position but the last, and no token is generated.
   bool scoring = false;
-  std::vector<std::int32_t> tokens;  // prompt and output
+  std::vector<std::int32_t> tokens;                                     // prompt and output
+  std::int64_t most_needed = std::numeric_limits<std::int64_t>::max();  // needed() never exceeds it
 
   // The scheduler's.
   enum class Place : std::uint8_t { kOutside, kWaiting, kRunning };
@@ -26,7 +29,7 @@ struct Sequence {
 
   std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }
   // Tokens whose keys and values its next result needs.
-  std::int64_t needed() const { return scoring ? length() - 1 : length(); }
+  std::int64_t needed() const { return std::min(scoring ? length() - 1 : length(), most_needed); }
 };
 
 }  // namespace octavo
