@@ -5,10 +5,12 @@
 #include <memory>
 #include <random>
 
+#include "cli/bench_rollout.h"
 #include "cli/commands.h"
 #include "cli/jsonl.h"
 #include "cli/progress.h"
 #include "cli/session.h"
+#include "octavo/base/error.h"
 
 namespace octavo {
 namespace {
@@ -23,6 +25,8 @@ struct Options {
   std::vector<std::int64_t> batches = {1, 8, 32};
   int repeat = 3;
   bool json = false;
+  bool random_weights = false;
+  RolloutBench rollout;
 };
 
 double seconds_since(Clock::time_point start) {
@@ -102,7 +106,12 @@ double read_bandwidth(ThreadPool& pool) {
   return best;
 }
 
-void run(const Options& options) {
+void run(Options options) {
+  if (options.random_weights == options.model.shape.empty())
+    fail("--shape and --random-weights go together: a shape has no other weights");
+  if (options.model.shape.empty() == options.model.folder.empty()) fail("give either --model or --shape");
+  if (!options.rollout.sequences.empty())
+    return run_rollout_bench(options.model, options.rollout, options.json);
   EngineOptions engine_options;
   engine_options.max_sequences = *std::max_element(options.batches.begin(), options.batches.end());
   engine_options.max_batch_tokens = std::max<std::int64_t>(512, engine_options.max_sequences);
@@ -168,6 +177,11 @@ void add_bench(CLI::App& app) {
       "Random prompts, sampling at temperature 1 with log-probabilities; medians of --repeat runs after one "
       "that is not counted.");
   options->model.add_to(*command);
+  command->get_option("--model")->required(false);
+  command->add_option("--shape", options->model.shape, "A model of this shape instead of --model")
+      ->check(CLI::IsMember({"llama-3.1-8b", "smollm2-135m"}));
+  command->add_flag("--random-weights", options->random_weights, "Weights for --shape");
+  add_rollout_bench_flags(*command, options->rollout);
   command->add_option("--prompt-tokens", options->prompt, "Prompt of the prefill measurement")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

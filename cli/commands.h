@@ -11,8 +11,10 @@ namespace octavo {
 // Flags that every command with a loaded model shares.
 struct ModelFlags {
   std::string folder;
+  std::string shape;  // instead of a folder: random weights of this shape
   std::string precision = "fp8";
   std::string device = "cpu";
+  bool use_deep_gemm = true;
   std::int64_t bf16_first = 0;
   std::int64_t bf16_last = 0;
   std::vector<std::string> ignored;

@@ -60,7 +60,7 @@ void run(const Options& options) {
   bool needs_tokenizer = !options.sampling.stop.empty() || !options.sampling.bad_words.empty();
   for (const PromptLine& prompt : prompts) needs_tokenizer = needs_tokenizer || !prompt.has_ids;
   LineWriter writer(options.out);  // before the model, so that a path that cannot be written fails at once
-  Session session(options.model, options.engine.options(), needs_tokenizer);
+  Session session(options.model, options.engine.options(options.model.device), needs_tokenizer);
 
   std::vector<Request> requests;
   for (std::size_t i = 0; i < prompts.size(); ++i) {

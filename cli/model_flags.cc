@@ -19,7 +19,11 @@ void ModelFlags::add_to(CLI::App& app) {
       ->capture_default_str();
   add_quantization_flags(app, *this);
   app.add_flag("--pow2-activations", pow2_activations, "Round activation scales up to powers of two");
-  app.add_option("--device", device, "Where to run")->check(CLI::IsMember({"cpu"}))->capture_default_str();
+  app.add_option("--device", device, "Where to run")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_flag("--use-deep-gemm,!--no-use-deep-gemm", use_deep_gemm,
+               "FP8 layers on the GPU: Octavo's kernels, or cuBLASLt's");
   app.add_option("--threads", threads, "Threads (0: one a core)")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

@@ -26,13 +26,13 @@ void run(const Options& options) {
     total += static_cast<std::int64_t>(lines.back().prompt_ids.size());
   }
   LineWriter writer(options.out);
-  Session session(options.model, options.engine.options(), false);
+  Session session(options.model, options.engine.options(options.model.device), false);
   ProgressBar progress("scoring");
   std::int64_t done = 0;
   double sum = 0;
   std::int64_t scored = 0;
   // As many sequences at a time as the engine runs together.
-  const auto batch = static_cast<std::size_t>(options.engine.max_sequences);
+  const auto batch = static_cast<std::size_t>(options.engine.options(options.model.device).max_sequences);
   for (std::size_t begin = 0; begin < lines.size(); begin += batch) {
     const std::size_t end = std::min(begin + batch, lines.size());
     std::vector<std::vector<std::int32_t>> sequences;

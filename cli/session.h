@@ -13,13 +13,15 @@ namespace octavo {
 
 // Flags that shape the engine.
 struct EngineFlags {
-  std::int64_t max_sequences = 64;
-  std::int64_t max_batch_tokens = 512;
+  std::int64_t max_sequences = 0;     // 0: 64, on a GPU 256
+  std::int64_t max_batch_tokens = 0;  // 0: 512, on a GPU 8192
   std::int64_t max_context = 0;
   std::int64_t kv_tokens = 0;
+  std::int64_t kv_bytes = 0;
+  double gpu_memory_utilization = 0.9;
 
   void add_to(CLI::App& app);
-  EngineOptions options() const;
+  EngineOptions options(const std::string& device) const;
 };
 
 struct Session {

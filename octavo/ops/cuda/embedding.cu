@@ -9,11 +9,15 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads)
-    embed_kernel(const bf16* table, int hidden, const std::int32_t* token_ids, float* residual) {
+    embed_kernel(const bf16* table, int hidden, const std::int32_t* token_ids, float* residual,
+                 const SampleResult* results) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   const std::int64_t token = blockIdx.x;
-  const bf16* const row = table + static_cast<std::int64_t>(token_ids[token]) * hidden;
+  std::int32_t id = token_ids[token];
+  // A result of -1 is a failure, which the host hears of; what follows from it is dropped there.
+  if (id < 0) id = max(results[-1 - id].token, 0);
+  const bf16* const row = table + static_cast<std::int64_t>(id) * hidden;
   for (int col = static_cast<int>(threadIdx.x) * 8; col < hidden; col += kThreads * 8) {
     const int count = min(8, hidden - col);
     const bool whole = count == 8 && hidden % 8 == 0;
@@ -23,26 +27,42 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+constexpr std::int64_t kLayersPerCopy = 128;
+struct CopiedLayers {
+  KvLayer layers[kLayersPerCopy];
+};
+
+// One cache block. Grid: layers × (keys, values).
+__global__ void __launch_bounds__(kThreads)
+    copy_kernel(const __grid_constant__ CopiedLayers copied, std::int64_t vectors, std::int64_t from,
+                std::int64_t to) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const KvLayer& layer = copied.layers[blockIdx.x];
+  auto* const side = static_cast<uint4*>(blockIdx.y == 0 ? layer.keys : layer.values);
+  for (std::int64_t i = threadIdx.x; i < vectors; i += kThreads)
+    side[to * vectors + i] = side[from * vectors + i];
+}
+
 }  // namespace
 
 void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids, std::int64_t tokens,
-           float* residual, cudaStream_t stream) {
+           float* residual, cudaStream_t stream, const SampleResult* results) {
   if (tokens == 0) return;
   launch(embed_kernel, dim3(static_cast<unsigned>(tokens)), dim3(kThreads), 0, stream, table,
-         static_cast<int>(hidden), token_ids, residual);
+         static_cast<int>(hidden), token_ids, residual, results);
 }
 
 void copy_kv_block(const KvLayer* layers, std::int64_t num_layers, const KvGeometry& geometry,
                    std::int32_t from, std::int32_t to, cudaStream_t stream) {
-  const std::int64_t elements = geometry.block_elements();
-  for (std::int64_t i = 0; i < num_layers; ++i)
-    for (void* side : {layers[i].keys, layers[i].values}) {
-      auto* base = static_cast<bf16*>(side);
-      check(cudaMemcpyAsync(base + to * elements, base + from * elements,
-                            static_cast<std::size_t>(elements) * sizeof(bf16), cudaMemcpyDeviceToDevice,
-                            stream),
-            "copy of a cache block");
-    }
+  const std::int64_t vectors = geometry.block_elements() / 8;
+  for (std::int64_t first = 0; first < num_layers; first += kLayersPerCopy) {
+    const std::int64_t count = min(num_layers - first, kLayersPerCopy);
+    CopiedLayers copied{};
+    for (std::int64_t i = 0; i < count; ++i) copied.layers[i] = layers[first + i];
+    launch(copy_kernel, dim3(static_cast<unsigned>(count), 2), dim3(kThreads), 0, stream, copied, vectors,
+           static_cast<std::int64_t>(from), static_cast<std::int64_t>(to));
+  }
 }
 
 }  // namespace octavo::cuda

@@ -23,9 +23,6 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
 constexpr int kStages = 3;
-// Where tokens give at least this many blocks of threads, which is about as many as an H200 holds at once,
-// contexts are not shared out.
-constexpr std::int64_t kEnoughBlocks = 256;
 constexpr int kSplitPages = static_cast<int>(kSplitPositions) / kPage;
 static_assert(kSplitPages % kWarps == 0);  // a warp's pages are evenly spaced across splits
 constexpr int kHeads = 8;                  // rows of a tile; unused ones compute on zeros
@@ -382,7 +379,7 @@ bool gqa_attention_takes(const AttentionShape& shape) {
 void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
                    const Activation& out, const AttentionWorkspace& workspace, cudaStream_t stream) {
   const std::int64_t splits = (batch.longest_context + kSplitPositions - 1) / kSplitPositions;
-  const bool share_out = workspace.partials != nullptr && batch.tokens * shape.num_kv_heads < kEnoughBlocks &&
+  const bool share_out = workspace.partials != nullptr && shares_contexts(batch.tokens, shape.num_kv_heads) &&
                          batch.tokens * splits <= kMaxSharedSplits;
   const Arguments arguments{qkv,
                             batch,

@@ -23,9 +23,6 @@ struct DeviceBatch {
   std::int64_t longest_context = 0;            // the largest position + 1
 };
 
-void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids, std::int64_t tokens,
-           float* residual, cudaStream_t stream);
-
 // As Ops::add_rms_norm. `rows` (device, may be null) are `count` tokens; null: tokens 0 … count-1, and
 // residual is written. out.data holds E4M3 codes where out.scales is not null.
 void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride, std::int64_t count,
@@ -68,6 +65,11 @@ struct SampleResult {
   std::int32_t token = -1;  // -1: the logits are not finite
   float logprob = 0;
 };
+
+// A negative id -1 - i stands for the token of results[i], which an earlier kernel of the stream writes.
+void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids, std::int64_t tokens,
+           float* residual, cudaStream_t stream, const SampleResult* results = nullptr);
+
 // Floats of scratch that `tasks` tasks need.
 std::int64_t sampling_scratch(std::int64_t tasks, std::int64_t vocab);
 // The tokens and log-probabilities of octavo/engine/sampler.h without filters. All pointers to device memory.

@@ -151,8 +151,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
     return;
   }
 
-  const bool store_whole = count_here == 8 && job.cols % 8 == 0;
-  const std::int64_t out_at = first_row * job.cols + col;
+  const std::int64_t out_stride = job.out_stride == 0 ? job.cols : job.out_stride;
+  const bool store_whole = count_here == 8 && out_stride % 8 == 0 &&
+                           (reinterpret_cast<std::uintptr_t>(job.out) & kAlign) == 0;
+  const std::int64_t out_at = first_row * out_stride + col;
   const Scale scale = device_scale(__uint_as_float(largest), options);
   if (job.target == WeightJob::Target::kE4M3 && threadIdx.x == 0)
     job.scales[block / block_cols * job.scale_stride + block % block_cols] = scale.scale;
@@ -160,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
   for (int i = 0; i < kSteps; ++i) {
     if (first_row + i * kRowStep >= job.rows || count_here <= 0) continue;
     values[i].get(v);
-    const std::int64_t at = out_at + i * kRowStep * job.cols;
+    const std::int64_t at = out_at + i * kRowStep * out_stride;
     if (job.target == WeightJob::Target::kE4M3)
       store8(static_cast<std::uint8_t*>(job.out) + at, store_whole, count_here, e4m3x8(v, scale.multiplier));
     else if (job.target == WeightJob::Target::kBF16)

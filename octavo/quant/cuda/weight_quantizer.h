@@ -15,8 +15,8 @@
 
 namespace octavo::cuda {
 
-// One matrix [rows, cols] (a vector is one row), all pointers to device memory. Outputs are dense and
-// row-major; nothing outside them is written.
+// One matrix [rows, cols] (a vector is one row), all pointers to device memory. Outputs are row-major;
+// nothing outside them is written.
 struct WeightJob {
   enum class Target : std::int32_t { kE4M3, kBF16, kF32 };
 
@@ -29,6 +29,7 @@ struct WeightJob {
   void* out = nullptr;
   float* scales = nullptr;        // kE4M3: blocks_of(rows) rows of blocks_of(cols)
   std::int64_t scale_stride = 0;  // floats from one row of scales to the next
+  std::int64_t out_stride = 0;    // elements from one row of `out` to the next; 0: cols
 };
 
 class WeightQuantizer {

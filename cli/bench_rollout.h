@@ -1,0 +1,22 @@
+// `octavo bench --sequences`: what a rollout of so many sequences costs, measured as engines' offline
+// benchmarks do.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <vector>
+
+#include "cli/commands.h"
+
+namespace octavo {
+
+struct RolloutBench {
+  std::vector<std::int64_t> sequences;  // empty: not asked for
+  std::int64_t prompt = 128;
+  std::int64_t output = 512;
+};
+
+void add_rollout_bench_flags(CLI::App& app, RolloutBench& bench);
+void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool json);
+
+}  // namespace octavo

@@ -1,0 +1,178 @@
+#include "octavo/model/cuda/cuda_weight_memory.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "octavo/base/error.h"
+#include "octavo/ops/cuda/device_storage.h"
+#include "octavo/quant/cuda/weight_quantizer.h"
+#include "octavo/quant/e4m3.h"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr std::size_t kSlotBytes = std::size_t{16} << 20;
+
+std::size_t element_bytes(WeightPlace::Form form) {
+  return form == WeightPlace::Form::kE4M3 ? 1 : form == WeightPlace::Form::kBF16 ? 2 : 4;
+}
+
+class CudaWeightMemory final : public WeightMemory {
+ public:
+  CudaWeightMemory() {
+    for (Slot& slot : slots_) {
+      check(cudaStreamCreateWithFlags(&slot.stream, cudaStreamNonBlocking), "stream");
+    }
+  }
+  ~CudaWeightMemory() override {
+    for (const Slot& slot : slots_) {
+      cudaStreamDestroy(slot.stream);
+    }
+  }
+
+  std::byte* allocate(std::size_t bytes) override {
+    live_ = std::make_unique<DeviceMemory>(bytes);
+    return live_->data();
+  }
+
+  std::optional<std::int64_t> write(const WeightPlace& place, std::int64_t row, std::int64_t col,
+                                    const TensorView& values, const ScalingOptions& scaling,
+                                    ThreadPool& pool) override {
+    if (values.on_device) {
+      Slot& slot = slots_.front();
+      const WeightJob job = job_of(place, row, col, values);
+      slot.quantizer.start({&job, 1}, scaling, slot.stream);
+      return slot.quantizer.finish(slot.stream).front();
+    }
+    return write_from_host(place, row, col, values, scaling, pool);
+  }
+
+  std::optional<std::int64_t> write_codes(const WeightPlace& place, std::int64_t row, const TensorView& codes,
+                                          const float* scales, ThreadPool&) override {
+    if (codes.on_device)
+      fail("FP8 weights in GPU memory cannot be taken over; hand them over in host memory");
+    const std::int64_t rows = codes.rows();
+    const std::int64_t cols = codes.cols();
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const auto* const line = reinterpret_cast<const std::uint8_t*>(codes.row(r));
+      for (std::int64_t c = 0; c < cols; ++c)
+        if ((line[c] & 0x7f) == kE4M3Nan) return r * cols + c;
+    }
+    check(cudaMemcpy2D(at<std::uint8_t>(place.data) + row * place.cols, static_cast<std::size_t>(place.cols),
+                       codes.data, static_cast<std::size_t>(codes.stride()), static_cast<std::size_t>(cols),
+                       static_cast<std::size_t>(rows), cudaMemcpyHostToDevice),
+          "copy of codes");
+    check(cudaMemcpy(scales_of(place, row), scales,
+                     static_cast<std::size_t>(blocks_of(rows) * blocks_of(place.cols)) * sizeof(float),
+                     cudaMemcpyHostToDevice),
+          "copy of scales");
+    return std::nullopt;
+  }
+
+ private:
+  // A piece on its way from the host: filled, copied and quantized while the other one is filled.
+  struct Slot {
+    PinnedBuffer host;
+    DeviceBuffer device;
+    cudaStream_t stream = nullptr;
+    WeightQuantizer quantizer;
+    bool busy = false;
+    std::int64_t first = 0;  // flat index of the piece's first element in its tensor
+  };
+
+  template <typename T>
+  T* at(std::size_t bytes) const {
+    return reinterpret_cast<T*>(live_->data() + bytes);
+  }
+  float* scales_of(const WeightPlace& place, std::int64_t row) const {
+    return at<float>(place.scales) + row / kBlock * blocks_of(place.cols);
+  }
+
+  // `values` are on the device.
+  WeightJob job_of(const WeightPlace& place, std::int64_t row, std::int64_t col,
+                   const TensorView& values) const {
+    WeightJob job;
+    job.source = values.data;
+    job.dtype = values.dtype;
+    job.rows = values.rows();
+    job.cols = values.cols();
+    job.row_stride = values.stride();
+    job.out = at<std::byte>(place.data) +
+              static_cast<std::size_t>(row * place.cols + col) * element_bytes(place.form);
+    job.out_stride = place.cols;
+    switch (place.form) {
+      case WeightPlace::Form::kE4M3:
+        job.target = WeightJob::Target::kE4M3;
+        job.scales = scales_of(place, row) + col / kBlock;
+        job.scale_stride = blocks_of(place.cols);
+        break;
+      case WeightPlace::Form::kBF16:
+        job.target = WeightJob::Target::kBF16;
+        break;
+      case WeightPlace::Form::kF32:
+        job.target = WeightJob::Target::kF32;
+        break;
+    }
+    return job;
+  }
+
+  std::optional<std::int64_t> write_from_host(const WeightPlace& place, std::int64_t row, std::int64_t col,
+                                              const TensorView& values, const ScalingOptions& scaling,
+                                              ThreadPool& pool) {
+    const std::int64_t rows = values.rows();
+    const std::int64_t cols = values.cols();
+    const std::size_t row_bytes = static_cast<std::size_t>(cols) * size_of(values.dtype);
+    // Whole blocks of 128 rows, so that a piece's scales are the tensor's.
+    const std::int64_t piece =
+        std::max<std::int64_t>(
+            1, static_cast<std::int64_t>(kSlotBytes / std::max<std::size_t>(row_bytes, 1)) / kBlock) *
+        kBlock;
+    const std::size_t piece_bytes = static_cast<std::size_t>(std::min(piece, rows)) * row_bytes;
+    std::optional<std::int64_t> bad;
+    const auto note = [&](std::optional<std::int64_t> other) {
+      if (other && (!bad || *other < *bad)) bad = other;
+    };
+    std::size_t turn = 0;
+    for (std::int64_t begin = 0; begin < rows; begin += piece) {
+      Slot& slot = slots_[turn++ % slots_.size()];
+      note(finish(slot));
+      if (slot.host.bytes() < piece_bytes) {
+        slot.host = PinnedBuffer(std::max(piece_bytes, kSlotBytes));
+        slot.device = DeviceBuffer(std::max(piece_bytes, kSlotBytes));
+      }
+      const std::int64_t count = std::min(piece, rows - begin);
+      pool.parallel_for(count, std::max<std::int64_t>(1, count / (2 * pool.size())),
+                        [&](std::int64_t from, std::int64_t to) {
+                          for (std::int64_t r = from; r < to; ++r)
+                            std::memcpy(slot.host.data() + static_cast<std::size_t>(r) * row_bytes,
+                                        values.row(begin + r), row_bytes);
+                        });
+      check(cudaMemcpyAsync(slot.device.data(), slot.host.data(), static_cast<std::size_t>(count) * row_bytes,
+                            cudaMemcpyHostToDevice, slot.stream),
+            "copy of weights");
+      const WeightJob job =
+          job_of(place, row + begin, col, {slot.device.data(), values.dtype, {count, cols}, 0, true});
+      slot.quantizer.start({&job, 1}, scaling, slot.stream);
+      slot.busy = true;
+      slot.first = begin * cols;
+    }
+    for (Slot& slot : slots_) note(finish(slot));
+    return bad;
+  }
+
+  static std::optional<std::int64_t> finish(Slot& slot) {
+    if (!std::exchange(slot.busy, false)) return std::nullopt;
+    const auto bad = slot.quantizer.finish(slot.stream).front();
+    return bad ? std::optional(slot.first + *bad) : std::nullopt;
+  }
+
+  std::unique_ptr<DeviceMemory> live_;
+  std::array<Slot, 2> slots_;
+};
+
+}  // namespace
+
+std::unique_ptr<WeightMemory> make_weight_memory() { return std::make_unique<CudaWeightMemory>(); }
+
+}  // namespace octavo::cuda

@@ -1,0 +1,244 @@
+#include "octavo/ops/cuda/cuda_ops.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cstring>
+
+#include "octavo/base/error.h"
+#include "octavo/ops/cuda/attention_kernels.h"
+#include "octavo/ops/cuda/bf16_gemm.h"
+#include "octavo/ops/cuda/gemm.h"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr std::int64_t kPage16 = KvGeometry::block_size;
+constexpr std::size_t kAlignment = 256;
+
+std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+std::int64_t blocks_of_span(const BatchSpan& span) {
+  return (span.first_position + span.num_tokens + kPage16 - 1) / kPage16;
+}
+
+const std::uint8_t* codes(const Activation& x) { return reinterpret_cast<const std::uint8_t*>(x.data); }
+
+}  // namespace
+
+std::string why_no_gpu() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    cudaGetLastError();
+    return fmt::format("this machine has no usable GPU ({}); use --device cpu",
+                       status == cudaSuccess ? "none found" : cudaGetErrorString(status));
+  }
+  cudaDeviceProp prop{};
+  if (cudaGetDeviceProperties(&prop, 0) != cudaSuccess) return "the GPU does not answer; use --device cpu";
+  if (prop.major != 9)
+    return fmt::format(
+        "the GPU is a {} of compute capability {}.{}, but Octavo's kernels are for Hopper (9.0: H100, H200); "
+        "use --device cpu",
+        prop.name, prop.major, prop.minor);
+  return {};
+}
+
+CudaOps::CudaOps(Fp8Kernels fp8_kernels) : fp8_kernels_(fp8_kernels) {
+  if (const std::string reason = why_no_gpu(); !reason.empty()) fail("{}", reason);
+  cudaDeviceProp prop{};
+  check(cudaGetDeviceProperties(&prop, 0), "device query");
+  name_ = fmt::format("cuda {}{}", prop.name, fp8_kernels == Fp8Kernels::kOctavo ? "" : ", cuBLASLt");
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+  for (Upload& upload : uploads_)
+    check(cudaEventCreateWithFlags(&upload.copied, cudaEventDisableTiming), "event");
+}
+
+CudaOps::~CudaOps() {
+  cudaStreamSynchronize(stream_);
+  for (const Upload& upload : uploads_) cudaEventDestroy(upload.copied);
+  cudaStreamDestroy(stream_);
+}
+
+void CudaOps::reserve(std::int64_t tokens, std::int64_t rows, std::int64_t table_entries,
+                      std::size_t extra_bytes) {
+  max_tokens_ = std::max(max_tokens_, tokens);
+  const std::size_t bytes = aligned(static_cast<std::size_t>(4 * tokens + rows) * sizeof(std::int32_t)) +
+                            aligned(extra_bytes) +
+                            static_cast<std::size_t>(table_entries) * sizeof(std::int32_t);
+  if (bytes <= step_.bytes()) return;
+  check(cudaStreamSynchronize(stream_), "stream");
+  step_ = DeviceBuffer(bytes);
+  for (Upload& upload : uploads_) upload.host = PinnedBuffer(bytes);
+}
+
+// [token ids][positions][slots][starts of block tables][rows of logits] [extra] [block tables]: everything
+// but the tables lies where the padded sizes say, so that a captured step finds it.
+const std::byte* CudaOps::begin_step(const Batch& batch, std::int64_t padded,
+                                     std::span<const std::byte> extra) {
+  const auto count = static_cast<std::int64_t>(batch.token_ids.size());
+  const std::int64_t tokens = std::max(count, padded);
+  const std::int64_t rows = std::max(static_cast<std::int64_t>(batch.logit_rows.size()), padded);
+  std::int64_t entries = 1;  // of padding: any block
+  for (const BatchSpan& span : batch.spans) entries += blocks_of_span(span);
+  reserve(tokens, rows, entries, extra.size());
+
+  Upload& upload = uploads_[turn_++ % uploads_.size()];
+  check(cudaEventSynchronize(upload.copied), "copy of a step");
+  auto* const ids = upload.host.data<std::int32_t>();
+  std::int32_t* const positions = ids + tokens;
+  std::int32_t* const slots = positions + tokens;
+  std::int32_t* const starts = slots + tokens;
+  std::int32_t* const logit_rows = starts + tokens;
+  const std::size_t extra_at = aligned(static_cast<std::size_t>(4 * tokens + rows) * sizeof(std::int32_t));
+  const std::size_t tables_at = extra_at + aligned(extra.size());
+  if (!extra.empty()) std::memcpy(upload.host.data() + extra_at, extra.data(), extra.size());
+  auto* const tables = reinterpret_cast<std::int32_t*>(upload.host.data() + tables_at);
+
+  std::copy(batch.token_ids.begin(), batch.token_ids.end(), ids);
+  std::copy(batch.positions.begin(), batch.positions.end(), positions);
+  std::copy(batch.logit_rows.begin(), batch.logit_rows.end(), logit_rows);
+  std::int32_t longest = 0;
+  std::int32_t at = 1;
+  tables[0] = 0;
+  for (const BatchSpan& span : batch.spans) {
+    const auto blocks = static_cast<std::int32_t>(blocks_of_span(span));
+    std::copy_n(span.blocks, blocks, tables + at);
+    for (std::int64_t t = 0; t < span.num_tokens; ++t) {
+      const std::int64_t token = span.first_token + t;
+      const std::int64_t position = span.first_position + t;
+      slots[token] =
+          static_cast<std::int32_t>(span.blocks[position / kPage16] * kPage16 + position % kPage16);
+      starts[token] = at;
+      longest = std::max(longest, static_cast<std::int32_t>(position));
+    }
+    at += blocks;
+  }
+  for (std::int64_t token = count; token < tokens; ++token) {
+    ids[token] = 0;
+    positions[token] = 0;
+    slots[token] = -1;
+    starts[token] = 0;
+  }
+  for (auto row = static_cast<std::int64_t>(batch.logit_rows.size()); row < rows; ++row)
+    logit_rows[row] = static_cast<std::int32_t>(std::min(row, tokens - 1));
+
+  check(cudaMemcpyAsync(step_.data(), upload.host.data(),
+                        tables_at + static_cast<std::size_t>(at) * sizeof(std::int32_t),
+                        cudaMemcpyHostToDevice, stream_),
+        "copy of a step");
+  check(cudaEventRecord(upload.copied, stream_), "copy of a step");
+  const auto* const device = step_.data<std::int32_t>();
+  token_ids_ = device;
+  batch_.tokens = tokens;
+  batch_.positions = device + tokens;
+  batch_.slots = device + 2 * tokens;
+  batch_.table_starts = device + 3 * tokens;
+  logit_rows_ = device + 4 * tokens;
+  batch_.block_tables = reinterpret_cast<const std::int32_t*>(step_.data() + tables_at);
+  // Rounded up to a power of two, so that few captures serve all contexts.
+  batch_.longest_context = std::max(
+      kSplitPositions, static_cast<std::int64_t>(std::bit_ceil(static_cast<unsigned>(longest) + 1U)));
+  return step_.data() + extra_at;
+}
+
+void CudaOps::embed(const LinearWeight& embedding, std::span<const std::int32_t>, float* residual) {
+  cuda::embed(static_cast<const bf16*>(embedding.data), embedding.in, token_ids_, batch_.tokens, residual,
+              stream_, results_before_);
+}
+
+void CudaOps::add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride, std::int64_t tokens,
+                           const float* weight, float eps, const Activation& out,
+                           std::span<const std::int32_t> rows) {
+  const bool all = rows.empty();
+  cuda::add_rms_norm(residual, delta, delta_stride, all ? tokens : static_cast<std::int64_t>(rows.size()),
+                     weight, eps, out, all ? nullptr : logit_rows_, stream_);
+}
+
+// Each 16 rows' row of scales, on the device: made when a weight is met first.
+const std::int32_t* CudaOps::scale_rows_of(const LinearWeight& weight) {
+  auto& rows = scale_rows_[weight.data];
+  if (rows.bytes() == 0) rows = to_device(weight.scale_rows);
+  return rows.data<std::int32_t>();
+}
+
+void CudaOps::linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) {
+  assert(x.cols == weight.in);
+  if (weight.precision == Precision::kBF16) {
+    bf16_gemm({.tokens = tokens,
+               .out = weight.out,
+               .in = weight.in,
+               .weight = static_cast<const bf16*>(weight.data),
+               .x = x.data,
+               .bias = weight.bias,
+               .y = out},
+              stream_);
+    return;
+  }
+  fp8_gemm({.tokens = tokens,
+            .out = weight.out,
+            .in = weight.in,
+            .weight = static_cast<const std::uint8_t*>(weight.data),
+            .weight_scales = weight.scales,
+            .scale_rows = scale_rows_of(weight),
+            .x = codes(x),
+            .x_scales = x.scales,
+            .bias = weight.bias,
+            .y = out,
+            .y_stride = weight.out},
+           stream_);
+}
+
+void CudaOps::logits(const Activation& x, std::int64_t tokens, const LinearWeight& weight, float* out) {
+  bf16_gemm({.tokens = tokens,
+             .out = weight.out,
+             .in = weight.in,
+             .weight = static_cast<const bf16*>(weight.data),
+             .x = x.data,
+             .y_f32 = out},
+            stream_);
+}
+
+void CudaOps::rope_and_store(bf16* qkv, const Batch&, const AttentionShape& shape, const float* q_norm,
+                             const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv) {
+  cuda::rope_and_store(qkv, batch_, shape, q_norm, k_norm, eps, rope, kv, stream_);
+}
+
+void CudaOps::make_workspace(const AttentionShape& shape, const Activation& out) {
+  if (partials_.bytes() < attention_partial_bytes(shape))
+    partials_ = DeviceBuffer(attention_partial_bytes(shape));
+  if (counters_.bytes() < attention_counter_bytes(shape)) {
+    counters_ = DeviceBuffer(attention_counter_bytes(shape));
+    check(cudaMemset(counters_.data(), 0, counters_.bytes()), "clearing memory");
+  }
+  const auto unquantized =
+      static_cast<std::size_t>(std::max(max_tokens_, batch_.tokens) * out.cols) * sizeof(bf16);
+  if (out.scales != nullptr && shape.head_dim != kBlock && unquantized_.bytes() < unquantized) {
+    check(cudaStreamSynchronize(stream_), "stream");
+    unquantized_ = DeviceBuffer(unquantized);
+  }
+}
+
+void CudaOps::attention(const bf16* qkv, const Batch&, const AttentionShape& shape, const KvLayer& kv,
+                        const Activation& out) {
+  make_workspace(shape, out);
+  cuda::attention(qkv, batch_, shape, kv, out,
+                  {.partials = partials_.data<float>(),
+                   .counters = counters_.data<std::int32_t>(),
+                   .unquantized = unquantized_.data<bf16>()},
+                  stream_);
+}
+
+void CudaOps::silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols,
+                       std::int64_t up_begin, const Activation& out) {
+  cuda::silu_mul(gate_up, tokens, gate_up_cols, up_begin, out, stream_);
+}
+
+void CudaOps::copy_kv_block(std::span<const KvLayer> layers, const KvGeometry& geometry, std::int32_t from,
+                            std::int32_t to) {
+  cuda::copy_kv_block(layers.data(), static_cast<std::int64_t>(layers.size()), geometry, from, to, stream_);
+}
+
+}  // namespace octavo::cuda

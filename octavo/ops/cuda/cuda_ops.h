@@ -1,0 +1,95 @@
+// The operations of ops.h on a Hopper GPU, in one stream. Everything here only launches: results are there
+// when the stream has come that far.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <array>
+#include <memory>
+#include <string>
+#include <unordered_map>
+
+#include "octavo/ops/cuda/device_storage.h"
+#include "octavo/ops/cuda/kernels.h"
+#include "octavo/ops/ops.h"
+
+namespace octavo::cuda {
+
+// How FP8 linear layers are computed (NeMo-RL's use_deep_gemm): by Octavo's kernels or by cuBLASLt's.
+enum class Fp8Kernels : std::uint8_t { kOctavo, kCublasLt };
+
+// Why the GPU cannot be used, in one line; empty when it can.
+std::string why_no_gpu();
+
+class CudaOps final : public Ops {
+ public:
+  // Throws Error when there is no GPU that it can run on.
+  explicit CudaOps(Fp8Kernels fp8_kernels = Fp8Kernels::kOctavo);
+  ~CudaOps() override;
+
+  std::string name() const override { return name_; }
+  Storage& storage() { return storage_; }
+  cudaStream_t stream() const { return stream_; }
+
+  // Makes room for steps of at most so many tokens, rows of logits and entries of block tables, so that the
+  // addresses that kernels read from never change afterwards.
+  void reserve(std::int64_t tokens, std::int64_t rows, std::int64_t table_entries, std::size_t extra_bytes);
+
+  // Brings a step's batch to the device, with one copy. What follows until the next call computes with this
+  // batch, whatever batch it is given.
+  void begin_step(const Batch& batch) override { begin_step(batch, 0, {}); }
+  // The same with tokens and rows filled up to `padded` (0: not) with tokens that store nothing, whose rows
+  // are garbage, and with `extra` bytes behind them, whose address on the device comes back.
+  const std::byte* begin_step(const Batch& batch, std::int64_t padded, std::span<const std::byte> extra);
+  // What a captured step depends on besides its sizes: contexts longer than this need another capture.
+  std::int64_t context_bound() const { return batch_.longest_context; }
+  // Negative token ids stand for results of the step before (result_of_task in engine/step_runner.h).
+  void take_tokens_from(const SampleResult* results) { results_before_ = results; }
+
+  void embed(const LinearWeight& embedding, std::span<const std::int32_t> token_ids,
+             float* residual) override;
+  void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride, std::int64_t tokens,
+                    const float* weight, float eps, const Activation& out,
+                    std::span<const std::int32_t> rows) override;
+  void linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) override;
+  void logits(const Activation& x, std::int64_t tokens, const LinearWeight& weight, float* out) override;
+  void rope_and_store(bf16* qkv, const Batch& batch, const AttentionShape& shape, const float* q_norm,
+                      const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv) override;
+  void attention(const bf16* qkv, const Batch& batch, const AttentionShape& shape, const KvLayer& kv,
+                 const Activation& out) override;
+  void silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols, std::int64_t up_begin,
+                const Activation& out) override;
+  void copy_kv_block(std::span<const KvLayer> layers, const KvGeometry& geometry, std::int32_t from,
+                     std::int32_t to) override;
+
+ private:
+  struct Upload {
+    PinnedBuffer host;
+    cudaEvent_t copied = nullptr;
+  };
+
+  const std::int32_t* scale_rows_of(const LinearWeight& weight);
+  void make_workspace(const AttentionShape& shape, const Activation& out);
+
+  std::string name_;
+  Fp8Kernels fp8_kernels_;
+  cudaStream_t stream_ = nullptr;
+  DeviceStorage storage_;
+
+  // The step. The host's side is twofold: one is filled while the other may still be on its way.
+  std::array<Upload, 2> uploads_;
+  std::size_t turn_ = 0;
+  DeviceBuffer step_;
+  DeviceBatch batch_;
+  const std::int32_t* token_ids_ = nullptr;
+  const std::int32_t* logit_rows_ = nullptr;
+  const SampleResult* results_before_ = nullptr;
+
+  std::int64_t max_tokens_ = 0;
+  std::unordered_map<const void*, DeviceBuffer> scale_rows_;  // by the weight's data
+  DeviceBuffer partials_;
+  DeviceBuffer counters_;
+  DeviceBuffer unquantized_;
+};
+
+}  // namespace octavo::cuda

@@ -1,0 +1,295 @@
+// The engine on the GPU against the engine on the CPU: whole models, step by step and end to end.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <numeric>
+
+#include "octavo/checkpoint/checkpoint.h"
+#include "octavo/engine/device.h"
+#include "octavo/engine/engine.h"
+#include "octavo/ops/cuda/cuda_ops.h"
+#include "octavo/refit/random_weights.h"
+#include "octavo/refit/sources.h"
+#include "tests/gpu/gpu_random.h"
+#include "tests/gpu/trace_ops.h"
+
+namespace octavo {
+namespace {
+
+const std::string kTiny = "tests/golden/tiny/";
+constexpr std::uint64_t kSeed = 11;
+
+// A model by the name of a tiny golden or of a shape, which gets random weights.
+struct Source {
+  std::string name;
+  bool shape = false;
+  ModelSpec spec() const { return shape ? spec_of_shape(name) : load_model_spec(kTiny + name); }
+  void fill(Weights& weights, ThreadPool& pool) const {
+    if (shape) {
+      fill_random(weights, kSeed, pool);
+    } else {
+      load_checkpoint(Checkpoint(kTiny + name), weights, pool);
+    }
+  }
+};
+
+std::vector<Source> sources() {
+  std::vector<Source> all;
+  for (const auto& entry : std::filesystem::directory_iterator(kTiny))
+    all.push_back({entry.path().filename(), false});
+  std::sort(all.begin(), all.end(), [](const Source& a, const Source& b) { return a.name < b.name; });
+  all.push_back({"smollm2-135m", true});
+  return all;
+}
+
+std::string precision_name(Precision precision) { return precision == Precision::kFP8 ? "fp8" : "bf16"; }
+
+// A model on one device with a cache for one sequence, its operations traced.
+struct Traced {
+  static constexpr std::int64_t kTokens = 64;
+  Traced(const std::string& device_name, const Source& source, Precision precision, ThreadPool& pool)
+      : device(make_device(device_name, pool)),
+        model(source.spec(), {.precision = precision}, std::move(device.weights), *device.storage),
+        trace(*device.ops, *device.storage, device_name == "cuda", [] { cudaDeviceSynchronize(); }) {
+    source.fill(model.weights(), pool);
+    model.reserve(kTokens, kTokens, kTokens);
+    const KvGeometry geometry{.num_blocks = kTokens / KvGeometry::block_size,
+                              .num_kv_heads = model.spec().num_kv_heads,
+                              .head_dim = model.spec().head_dim};
+    for (std::int64_t i = 0; i < 2 * model.spec().num_layers; ++i)
+      memory.push_back(device.storage->allocate(geometry.layer_bytes()));
+    for (std::size_t i = 0; i < memory.size(); i += 2)
+      kv.push_back({memory[i]->data(), memory[i + 1]->data()});
+    blocks.resize(static_cast<std::size_t>(geometry.num_blocks));
+    std::iota(blocks.rbegin(), blocks.rend(), 0);
+  }
+  void run(const std::vector<std::int32_t>& ids, std::int64_t first) {
+    const auto count = static_cast<std::int64_t>(ids.size());
+    std::vector<std::int32_t> positions(ids.size());
+    std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(first));
+    std::vector<std::int32_t> rows(ids.size());
+    std::iota(rows.begin(), rows.end(), 0);
+    const BatchSpan span{0, count, first, blocks.data()};
+    model.forward(trace, {ids, positions, {&span, 1}, rows}, kv);
+  }
+  Device device;
+  Model model;
+  TraceOps trace;
+  std::vector<std::unique_ptr<Memory>> memory;
+  std::vector<KvLayer> kv;
+  std::vector<std::int32_t> blocks;
+};
+
+// Both backends round to bf16 at the same places; sums in another order move a value to its neighbour now and
+// then, and an FP8 code with it. What that makes of each operation's result is printed; the bounds are on
+// the whole: a wrong scale, block or order of parts is far outside.
+TEST(GpuEngine, OperationsFollowTheCpus) {
+  ThreadPool pool(8);
+  GpuRandom random;
+  for (const Source& source : sources()) {
+    for (const Precision precision : {Precision::kBF16, Precision::kFP8}) {
+      Traced cpu("cpu", source, precision, pool);
+      Traced gpu("cuda", source, precision, pool);
+      std::vector<std::int32_t> ids(40);
+      for (auto& id : ids) id = static_cast<std::int32_t>(random.in(0, cpu.model.spec().vocab_size - 1));
+      const std::vector<std::int32_t> first(ids.begin(), ids.begin() + 30);
+      const std::vector<std::int32_t> second(ids.begin() + 30, ids.end());
+      for (Traced* side : {&cpu, &gpu}) {
+        side->run(first, 0);
+        side->run(second, 30);
+      }
+      ASSERT_EQ(cpu.trace.entries.size(), gpu.trace.entries.size());
+      std::map<std::string, std::pair<double, double>> worst;  // largest distance, and the last
+      for (std::size_t i = 0; i < cpu.trace.entries.size(); ++i) {
+        const auto& want = cpu.trace.entries[i];
+        const auto& got = gpu.trace.entries[i];
+        ASSERT_EQ(want.name, got.name);
+        ASSERT_EQ(want.values.size(), got.values.size()) << want.name;
+        const double distance = relative_distance(got.values, want.values);
+        auto& entry = worst[want.name];
+        entry = {std::max(entry.first, std::isnan(distance) ? INFINITY : distance), distance};
+        if (!(distance < 0.2)) {
+          ADD_FAILURE() << source.name << " " << precision_name(precision) << " operation " << i << " ("
+                        << want.name << ") is off by " << distance;
+          break;
+        }
+      }
+      std::printf("%-18s %-4s", source.name.c_str(), precision_name(precision).c_str());
+      for (const auto& [name, values] : worst) std::printf(" | %s %.1e", name.c_str(), values.first);
+      std::printf("\n");
+      const double logits = worst["logits"].first;
+      EXPECT_LE(logits, precision == Precision::kBF16 ? 0.02 : 0.06) << source.name;
+    }
+  }
+}
+
+std::unique_ptr<Engine> make_engine(const std::string& device_name, const Source& source, Precision precision,
+                                    ThreadPool& pool, EngineOptions options = {}) {
+  Device device = make_device(device_name, pool);
+  auto model = std::make_unique<Model>(source.spec(), WeightOptions{.precision = precision},
+                                       std::move(device.weights), *device.storage);
+  source.fill(model->weights(), pool);
+  if (options.kv_tokens == 0) options.kv_tokens = 16384;
+  return std::make_unique<Engine>(nullptr, std::move(device.ops), std::move(model), options, pool,
+                                  device.make_runner);
+}
+
+std::vector<Request> random_requests(GpuRandom& random, std::int64_t count, std::int64_t vocab) {
+  std::vector<Request> requests(static_cast<std::size_t>(count));
+  for (Request& request : requests) {
+    request.prompt_ids.resize(static_cast<std::size_t>(random.in(1, 100)));
+    for (auto& id : request.prompt_ids) id = static_cast<std::int32_t>(random.in(0, vocab - 1));
+    request.sampling.max_tokens = random.in(1, 60);
+    request.sampling.ignore_eos = true;
+    request.sampling.seed = static_cast<std::uint64_t>(random.in(0, 1 << 30));
+    request.sampling.n = random.in(0, 3) == 0 ? 3 : 1;
+    request.sampling.temperature = random.in(0, 3) == 0 ? 0.0F : 1.0F;
+  }
+  return requests;
+}
+
+void expect_same(const std::vector<Output>& a, const std::vector<Output>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    ASSERT_EQ(a[i].finish_message, b[i].finish_message) << i;
+    ASSERT_EQ(a[i].token_ids, b[i].token_ids) << i;
+    ASSERT_EQ(a[i].logprobs, b[i].logprobs) << i;
+  }
+}
+
+// Log-probabilities of the same tokens by both engines.
+TEST(GpuEngine, ScoresFollowTheCpus) {
+  ThreadPool pool(8);
+  GpuRandom random;
+  const Source source{"smollm2-135m", true};
+  for (const Precision precision : {Precision::kBF16, Precision::kFP8}) {
+    std::vector<std::vector<std::int32_t>> sequences(6);
+    for (auto& sequence : sequences)
+      for (int i = 0; i < 120; ++i)
+        sequence.push_back(static_cast<std::int32_t>(random.in(0, source.spec().vocab_size - 1)));
+    const auto want = make_engine("cpu", source, precision, pool)->score(sequences);
+    const auto got = make_engine("cuda", source, precision, pool)->score(sequences);
+    double sum = 0;
+    double largest = 0;
+    int count = 0;
+    for (std::size_t s = 0; s < want.size(); ++s)
+      for (std::size_t i = 1; i < want[s].size(); ++i, ++count) {
+        const double delta = std::fabs(got[s][i] - want[s][i]);
+        sum += delta;
+        largest = std::max(largest, std::isnan(delta) ? INFINITY : delta);
+      }
+    std::printf("log-probabilities, %s: mean |difference| %.4f, largest %.4f over %d tokens\n",
+                precision_name(precision).c_str(), sum / count, largest, count);
+    EXPECT_LE(sum / count, precision == Precision::kBF16 ? 0.02 : 0.1);
+  }
+}
+
+// The same requests twice in one engine, alone and in a batch, in steps that are cut differently: every bit
+// the same.
+TEST(GpuEngine, ASequenceHasTheSameBitsAloneAndInAnyBatch) {
+  ThreadPool pool(8);
+  GpuRandom random;
+  for (const Source& source :
+       {Source{"llama", false}, Source{"qwen3", false}, Source{"smollm2-135m", true}}) {
+    for (const Precision precision : {Precision::kFP8, Precision::kBF16}) {
+      SCOPED_TRACE(testing::Message()
+                   << source.name << " " << precision_name(precision) << " seed " << random.seed());
+      const auto requests = random_requests(random, 24, source.spec().vocab_size);
+      const auto engine = make_engine("cuda", source, precision, pool, {.max_sequences = 48});
+      const auto whole = engine->generate(requests);
+      for (const Output& output : whole) ASSERT_EQ(output.finish_reason, FinishReason::kLength);
+      expect_same(engine->generate(requests), whole);
+      std::vector<Output> alone;
+      for (const Request& request : requests)
+        for (Output& output : engine->generate({request})) alone.push_back(std::move(output));
+      expect_same(alone, whole);
+      // Few places, small steps and little memory: chunks of prompts, and sequences sent back.
+      const auto small = make_engine("cuda", source, precision, pool,
+                                     {.max_sequences = 5, .max_batch_tokens = 17, .kv_tokens = 480});
+      expect_same(small->generate(requests), whole);
+      const auto scores = engine->score({[&] {
+        auto tokens = requests[0].prompt_ids;
+        tokens.insert(tokens.end(), whole[0].token_ids.begin(), whole[0].token_ids.end());
+        return tokens;
+      }()});
+      if (requests[0].sampling.temperature == 1.0F) {
+        const std::size_t prompt = requests[0].prompt_ids.size();
+        for (std::size_t i = 0; i < whole[0].logprobs.size(); ++i)
+          ASSERT_EQ(scores[0][prompt + i], whole[0].logprobs[i]) << i;
+      }
+    }
+  }
+}
+
+// What the device does not sample itself goes through the CPU's sampler, beside rows that it does.
+TEST(GpuEngine, EverySamplingOptionWorks) {
+  ThreadPool pool(8);
+  GpuRandom random;
+  const Source source{"llama", false};
+  const auto engine = make_engine("cuda", source, Precision::kFP8, pool);
+  std::vector<Request> requests;
+  for (int i = 0; i < 40; ++i) {
+    Request request;
+    request.prompt_ids = {3, 4, 5, static_cast<std::int32_t>(random.in(0, 100))};
+    request.sampling.max_tokens = 20;
+    request.sampling.ignore_eos = true;
+    request.sampling.seed = static_cast<std::uint64_t>(i);
+    switch (i % 7) {
+      case 0:
+        request.sampling.top_k = 5;
+        break;
+      case 1:
+        request.sampling.top_p = 0.7F;
+        break;
+      case 2:
+        request.sampling.min_p = 0.2F;
+        break;
+      case 3:
+        request.sampling.repetition_penalty = 1.3F;
+        break;
+      case 4:
+        request.sampling.temperature = 0.7F;
+        request.sampling.raw_logprobs = true;
+        break;
+      case 5:
+        request.sampling.temperature = 0.6F;
+        break;
+      default:
+        break;
+    }
+    requests.push_back(request);
+  }
+  const auto whole = engine->generate(requests);
+  for (const Output& output : whole)
+    EXPECT_EQ(output.finish_reason, FinishReason::kLength) << output.finish_message;
+  std::vector<Output> alone;
+  for (const Request& request : requests) alone.push_back(engine->generate({request}).front());
+  expect_same(alone, whole);
+}
+
+TEST(GpuMemory, SleepsAndKeepsItsAddress) {
+  cuda::DeviceStorage storage;
+  constexpr std::size_t kBytes = std::size_t{1} << 30;
+  const auto before = storage.room()->free;
+  const auto memory = storage.allocate(kBytes);
+  const std::byte* const address = memory->data();
+  const auto held = storage.room()->free;
+  EXPECT_LE(held + kBytes, before);
+  memory->release();
+  const auto asleep = storage.room()->free;
+  EXPECT_GE(asleep, held + kBytes);
+  memory->restore();
+  EXPECT_EQ(memory->data(), address);
+  std::vector<std::byte> zeros(4096, std::byte{1});
+  storage.download(zeros.data(), address, zeros.size());
+  EXPECT_EQ(zeros, std::vector<std::byte>(4096));
+  std::printf("free memory: %.2f GiB, with 1 GiB %.2f, asleep %.2f, awake %.2f\n",
+              static_cast<double>(before) / 0x1p30, static_cast<double>(held) / 0x1p30,
+              static_cast<double>(asleep) / 0x1p30, static_cast<double>(storage.room()->free) / 0x1p30);
+}
+
+}  // namespace
+}  // namespace octavo
