@@ -9,10 +9,12 @@
 namespace octavo {
 namespace {
 
-KlTerm estimate(const std::string& type, double d) {
-  if (type == "k1") return {-d, 1};
-  if (type == "k2") return {d * d / 2, -d};
-  return {kl_k3(d), -std::expm1(d)};
+// The estimator k(d) and the slope of w · k(d) at w = 1, which is k(d) - k'(d): w rises as fast as `current`,
+// d falls. Written out, since for k3 the difference of the two would lose all digits where exp(d) is large.
+KlTerm weighted_estimate(const std::string& type, double d) {
+  if (type == "k1") return {-d, 1 - d};
+  if (type == "k2") return {d * d / 2, d * d / 2 - d};
+  return {kl_k3(d), -d};
 }
 
 }  // namespace
@@ -34,8 +36,8 @@ KlTerm kl_term(const LossConfig& config, double current, double reference, doubl
     d = std::clamp(d, -*bound, *bound);
   }
   const double weight = config.use_on_policy_kl_approximation ? importance_weight(current - generation) : 1.0;
-  const KlTerm kl = estimate(config.reference_policy_kl_type, d);
-  KlTerm term{weight * kl.value, clamped ? 0 : weight * (kl.slope + kl.value)};
+  const KlTerm kl = weighted_estimate(config.reference_policy_kl_type, d);
+  KlTerm term{weight * kl.value, clamped ? 0 : weight * kl.slope};
   if (const auto& bound = config.kl_output_clamp_value) {
     if (std::abs(term.value) > *bound) term = {std::copysign(*bound, term.value), 0};
   }

@@ -21,6 +21,11 @@ double fp32_or_zero(double weight) {
   return std::isfinite(static_cast<float>(weight)) ? static_cast<float>(weight) : 0.0;
 }
 
+struct Term {
+  std::size_t token = 0;  // whose it is; one ratio of a sequence is every token's
+  double value = 0;
+};
+
 // The loss of one sequence as a list of terms (one a token and kind), for current log-probabilities x. What
 // has no gradient is computed at `fixed` instead.
 class Formula {
@@ -39,22 +44,22 @@ class Formula {
     return values;
   }
 
-  std::vector<double> terms(const std::vector<double>& x, const std::vector<double>& fixed) const {
+  std::vector<Term> terms(const std::vector<double>& x, const std::vector<double>& fixed) const {
     const auto n = static_cast<double>(tokens_.size());
     const double scale = c_.token_level_loss ? 1.0 / static_cast<double>(totals_.tokens)
                                              : 1.0 / (n * static_cast<double>(totals_.sequences));
     double mean_log_ratio = 0;
     for (std::size_t j = 0; j < x.size(); ++j) mean_log_ratio += (x[j] - batch_.previous[tokens_[j]]) / n;
-    std::vector<double> terms;
+    std::vector<Term> terms;
     for (std::size_t j = 0; j < x.size(); ++j) {
       const std::size_t i = tokens_[j];
       const double a = batch_.advantages[i];
-      terms.push_back(scale * weight(j, fixed) * policy(a, x[j], fixed[j], mean_log_ratio, i));
+      terms.push_back({j, scale * weight(j, fixed) * policy(a, x[j], fixed[j], mean_log_ratio, i)});
       if (c_.reference_policy_kl_penalty != 0)
-        terms.push_back(scale * c_.reference_policy_kl_penalty * kl(x[j], fixed[j], i));
+        terms.push_back({j, scale * c_.reference_policy_kl_penalty * kl(x[j], fixed[j], i)});
       if (c_.positive_example_nll_weight != 0 && batch_.rewards[static_cast<std::size_t>(b_)] > 0)
-        terms.push_back(-c_.positive_example_nll_weight * x[j] /
-                        static_cast<double>(totals_.positive_tokens));
+        terms.push_back(
+            {j, -c_.positive_example_nll_weight * x[j] / static_cast<double>(totals_.positive_tokens)});
     }
     return terms;
   }
@@ -129,13 +134,14 @@ struct Difference {
   double magnitude = 0;
 };
 
-Difference central(const std::function<std::vector<double>(double)>& terms, double h) {
+Difference central(const std::function<std::vector<Term>(double)>& terms, std::size_t token, double h) {
   const auto m2 = terms(-2 * h), m1 = terms(-h), p1 = terms(h), p2 = terms(2 * h);
   Difference d;
   for (std::size_t k = 0; k < m1.size(); ++k) {
-    const double slope = (8 * (p1[k] - m1[k]) - (p2[k] - m2[k])) / (12 * h);
+    const double slope = (8 * (p1[k].value - m1[k].value) - (p2[k].value - m2[k].value)) / (12 * h);
+    const bool depends = p1[k].token == token || p1[k].value != m1[k].value;
     d.value += slope;
-    d.magnitude += std::abs(slope) + (p1[k] == m1[k] ? 0 : std::abs(p1[k]));
+    d.magnitude += std::abs(slope) + (depends ? std::abs(p1[k].value) : 0);
   }
   return d;
 }
@@ -159,15 +165,15 @@ void compare(const LossConfig& config, const TestBatch& batch, Comparison& seen)
     const Formula formula(config, batch, b);
     if (formula.tokens().empty()) continue;
     const std::vector<double> at = formula.x();
-    for (const double term : formula.terms(at, at)) loss += term, magnitude += std::abs(term);
+    for (const Term& term : formula.terms(at, at)) loss += term.value, magnitude += std::abs(term.value);
     for (std::size_t j = 0; j < at.size(); ++j) {
       const auto moved = [&](double by) {
         std::vector<double> x = at;
         x[j] += by;
         return formula.terms(x, at);
       };
-      const Difference wide = central(moved, 1e-4);
-      const Difference narrow = central(moved, 5e-5);
+      const Difference wide = central(moved, j, 1e-4);
+      const Difference narrow = central(moved, j, 5e-5);
       // Rounding: 1e-16 / h of the terms, a few times. FP32 gradient: 6e-8 of itself.
       const double tolerance = 1e-9 * wide.magnitude + 1e-7 * std::abs(wide.value) + 1e-13;
       ++seen.tokens;
