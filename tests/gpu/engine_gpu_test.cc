@@ -26,12 +26,13 @@ constexpr std::uint64_t kSeed = 11;
 struct Source {
   std::string name;
   bool shape = false;
-  ModelSpec spec() const { return shape ? spec_of_shape(name) : load_model_spec(kTiny + name); }
+  std::string folder() const { return name.find('/') == std::string::npos ? kTiny + name : name; }
+  ModelSpec spec() const { return shape ? spec_of_shape(name) : load_model_spec(folder()); }
   void fill(Weights& weights, ThreadPool& pool) const {
     if (shape) {
       fill_random(weights, kSeed, pool);
     } else {
-      load_checkpoint(Checkpoint(kTiny + name), weights, pool);
+      load_checkpoint(Checkpoint(folder()), weights, pool);
     }
   }
 };
@@ -160,18 +161,36 @@ void expect_same(const std::vector<Output>& a, const std::vector<Output>& b) {
   }
 }
 
-// Log-probabilities of the same tokens by both engines.
+// The real model where it is at hand (`make model`), else its shape.
+Source smollm2() {
+  const std::string folder = "models/SmolLM2-135M-Instruct";
+  return std::filesystem::exists(folder + "/model.safetensors") ? Source{folder, false}
+                                                                : Source{"smollm2-135m", true};
+}
+
+// Log-probabilities of the same tokens by both engines. Greedy text of the model itself, so that they are
+// those of tokens that it deems likely.
 TEST(GpuEngine, ScoresFollowTheCpus) {
   ThreadPool pool(8);
   GpuRandom random;
-  const Source source{"smollm2-135m", true};
+  const Source source = smollm2();
   for (const Precision precision : {Precision::kBF16, Precision::kFP8}) {
-    std::vector<std::vector<std::int32_t>> sequences(6);
-    for (auto& sequence : sequences)
-      for (int i = 0; i < 120; ++i)
-        sequence.push_back(static_cast<std::int32_t>(random.in(0, source.spec().vocab_size - 1)));
+    const auto gpu = make_engine("cuda", source, precision, pool);
+    std::vector<Request> requests(6);
+    for (Request& request : requests) {
+      for (int i = 0; i < 40; ++i)
+        request.prompt_ids.push_back(static_cast<std::int32_t>(random.in(0, source.spec().vocab_size - 1)));
+      request.sampling.max_tokens = 100;
+      request.sampling.ignore_eos = true;
+      request.sampling.seed = 1;
+    }
+    std::vector<std::vector<std::int32_t>> sequences;
+    for (const Output& output : gpu->generate(requests)) {
+      sequences.push_back(requests[sequences.size()].prompt_ids);
+      sequences.back().insert(sequences.back().end(), output.token_ids.begin(), output.token_ids.end());
+    }
+    const auto got = gpu->score(sequences);
     const auto want = make_engine("cpu", source, precision, pool)->score(sequences);
-    const auto got = make_engine("cuda", source, precision, pool)->score(sequences);
     double sum = 0;
     double largest = 0;
     int count = 0;
@@ -181,9 +200,11 @@ TEST(GpuEngine, ScoresFollowTheCpus) {
         sum += delta;
         largest = std::max(largest, std::isnan(delta) ? INFINITY : delta);
       }
-    std::printf("log-probabilities, %s: mean |difference| %.4f, largest %.4f over %d tokens\n",
-                precision_name(precision).c_str(), sum / count, largest, count);
-    EXPECT_LE(sum / count, precision == Precision::kBF16 ? 0.02 : 0.1);
+    std::printf("log-probabilities of %s, %s: mean |difference| %.4f, largest %.4f over %d tokens\n",
+                source.name.c_str(), precision_name(precision).c_str(), sum / count, largest, count);
+    // What FP8 costs this model against FP32 is 0.17 (docs/results/fp8-accuracy.md), what bf16 costs 0.01:
+    // two backends that round the same way must be well within.
+    EXPECT_LE(sum / count, precision == Precision::kBF16 ? 0.01 : 0.08);
   }
 }
 
@@ -197,7 +218,7 @@ TEST(GpuEngine, ASequenceHasTheSameBitsAloneAndInAnyBatch) {
     for (const Precision precision : {Precision::kFP8, Precision::kBF16}) {
       SCOPED_TRACE(testing::Message()
                    << source.name << " " << precision_name(precision) << " seed " << random.seed());
-      const auto requests = random_requests(random, 24, source.spec().vocab_size);
+      const auto requests = random_requests(random, source.shape ? 12 : 24, source.spec().vocab_size);
       const auto engine = make_engine("cuda", source, precision, pool, {.max_sequences = 48});
       const auto whole = engine->generate(requests);
       for (const Output& output : whole) ASSERT_EQ(output.finish_reason, FinishReason::kLength);

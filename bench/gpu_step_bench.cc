@@ -1,0 +1,203 @@
+// Where a decode step's time goes: the whole step as one captured graph, and graphs that leave one operation
+// out. What an operation costs in place, with the overlap of its neighbours, is the difference.
+//
+//   gpu_step_bench [shape] [tokens …]      default: llama-3.1-8b 1 16 64 256, contexts of 384
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "octavo/engine/device.h"
+#include "octavo/model/model.h"
+#include "octavo/ops/cuda/cuda_ops.h"
+#include "octavo/refit/random_weights.h"
+
+namespace octavo {
+namespace {
+
+using cuda::check;
+
+enum Part : unsigned {
+  kEmbed = 1U << 0,
+  kNorm = 1U << 1,
+  kQkv = 1U << 2,
+  kRope = 1U << 3,
+  kAttention = 1U << 4,
+  kO = 1U << 5,
+  kGateUp = 1U << 6,
+  kSilu = 1U << 7,
+  kDown = 1U << 8,
+  kLmHead = 1U << 9,
+  kSample = 1U << 10,
+};
+
+// The operations of another Ops, without some.
+class PartialOps final : public Ops {
+ public:
+  PartialOps(Ops& inner, const Model& model) : inner_(inner), model_(model) {}
+  unsigned skipped = 0;
+
+  std::string name() const override { return inner_.name(); }
+  void embed(const LinearWeight& w, std::span<const std::int32_t> ids, float* residual) override {
+    if (keeps(kEmbed)) inner_.embed(w, ids, residual);
+  }
+  void add_rms_norm(float* residual, const bf16* delta, std::int64_t stride, std::int64_t tokens,
+                    const float* weight, float eps, const Activation& out,
+                    std::span<const std::int32_t> rows) override {
+    if (keeps(kNorm)) inner_.add_rms_norm(residual, delta, stride, tokens, weight, eps, out, rows);
+  }
+  void linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) override {
+    if (keeps(which(weight))) inner_.linear(x, tokens, weight, out);
+  }
+  void logits(const Activation& x, std::int64_t tokens, const LinearWeight& weight, float* out) override {
+    if (keeps(kLmHead)) inner_.logits(x, tokens, weight, out);
+  }
+  void rope_and_store(bf16* qkv, const Batch& batch, const AttentionShape& shape, const float* q_norm,
+                      const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv) override {
+    if (keeps(kRope)) inner_.rope_and_store(qkv, batch, shape, q_norm, k_norm, eps, rope, kv);
+  }
+  void attention(const bf16* qkv, const Batch& batch, const AttentionShape& shape, const KvLayer& kv,
+                 const Activation& out) override {
+    if (keeps(kAttention)) inner_.attention(qkv, batch, shape, kv, out);
+  }
+  void silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t cols, std::int64_t up_begin,
+                const Activation& out) override {
+    if (keeps(kSilu)) inner_.silu_mul(gate_up, tokens, cols, up_begin, out);
+  }
+  void copy_kv_block(std::span<const KvLayer>, const KvGeometry&, std::int32_t, std::int32_t) override {}
+
+ private:
+  bool keeps(unsigned part) const { return (skipped & part) == 0; }
+  Part which(const LinearWeight& weight) const {
+    for (const LayerWeights& layer : model_.weights().layers()) {
+      if (weight.data == layer.qkv.data) return kQkv;
+      if (weight.data == layer.o.data) return kO;
+      if (weight.data == layer.gate_up.data) return kGateUp;
+    }
+    return kDown;
+  }
+  Ops& inner_;
+  const Model& model_;
+};
+
+double median_ms(cudaGraphExec_t graph, cudaStream_t stream) {
+  cudaEvent_t begin = nullptr;
+  cudaEvent_t end = nullptr;
+  check(cudaEventCreate(&begin), "event");
+  check(cudaEventCreate(&end), "event");
+  std::vector<float> times;
+  constexpr int kReplays = 4;
+  for (int run = 0; run < 8; ++run) {
+    check(cudaEventRecord(begin, stream), "event");
+    for (int i = 0; i < kReplays; ++i) check(cudaGraphLaunch(graph, stream), "launch of a graph");
+    check(cudaEventRecord(end, stream), "event");
+    check(cudaEventSynchronize(end), "replays");
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, begin, end), "event");
+    if (run > 1) times.push_back(ms / kReplays);
+  }
+  std::sort(times.begin(), times.end());
+  check(cudaEventDestroy(begin), "event");
+  check(cudaEventDestroy(end), "event");
+  return times[times.size() / 2];
+}
+
+void run(const std::string& shape, const std::vector<std::int64_t>& counts) {
+  constexpr std::int64_t kContext = 384;
+  ThreadPool pool;
+  Device device = make_device("cuda", pool);
+  auto& ops = static_cast<cuda::CudaOps&>(*device.ops);
+  Model model(spec_of_shape(shape), {}, std::move(device.weights), *device.storage);
+  fill_random(model.weights(), 1, pool);
+  const std::int64_t most = *std::max_element(counts.begin(), counts.end());
+  model.reserve(most, most, kContext);
+  const std::int64_t blocks_each = kContext / KvGeometry::block_size;
+  const KvGeometry geometry{.num_blocks = most * blocks_each,
+                            .num_kv_heads = model.spec().num_kv_heads,
+                            .head_dim = model.spec().head_dim};
+  std::vector<std::unique_ptr<Memory>> memory;
+  std::vector<KvLayer> kv;
+  for (std::int64_t i = 0; i < model.spec().num_layers; ++i) {
+    for (int side = 0; side < 2; ++side) memory.push_back(device.storage->allocate(geometry.layer_bytes()));
+    kv.push_back({memory[memory.size() - 2]->data(), memory.back()->data()});
+  }
+  std::vector<std::int32_t> blocks(static_cast<std::size_t>(geometry.num_blocks));
+  std::iota(blocks.begin(), blocks.end(), 0);
+  const cuda::DeviceBuffer results(static_cast<std::size_t>(most) * sizeof(cuda::SampleResult));
+  const cuda::DeviceBuffer scratch(
+      static_cast<std::size_t>(cuda::sampling_scratch(most, model.spec().vocab_size)) * sizeof(float));
+  PartialOps partial(ops, model);
+
+  constexpr std::pair<const char*, unsigned> kParts[] = {
+      {"whole step", 0}, {"embedding", kEmbed},   {"norm + quantize", kNorm},
+      {"q|k|v", kQkv},   {"rope + store", kRope}, {"attention", kAttention},
+      {"o", kO},         {"gate|up", kGateUp},    {"SiLU + quantize", kSilu},
+      {"down", kDown},   {"lm_head", kLmHead},    {"sampling", kSample}};
+  std::vector<std::vector<double>> table;
+  for (const std::int64_t tokens : counts) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens));
+    for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i * 7919 % 1000);
+    const std::vector<std::int32_t> positions(ids.size(), kContext - 1);
+    std::vector<std::int32_t> rows(ids.size());
+    std::iota(rows.begin(), rows.end(), 0);
+    std::vector<BatchSpan> spans;
+    std::vector<cuda::SampleTask> tasks;
+    for (std::int64_t i = 0; i < tokens; ++i) {
+      spans.push_back({i, 1, kContext - 1, blocks.data() + i * blocks_each});
+      tasks.push_back({.uniform = 0.5, .row = i, .inverse_temperature = 1});
+    }
+    const Batch batch{ids, positions, spans, rows};
+    const auto* const device_tasks = reinterpret_cast<const cuda::SampleTask*>(
+        ops.begin_step(batch, tokens, std::as_bytes(std::span(tasks))));
+    const auto step = [&] {
+      const float* const logits = model.compute(partial, batch, kv);
+      if ((partial.skipped & kSample) == 0)
+        cuda::sample(logits, model.logits_stride(), model.spec().vocab_size, device_tasks, tokens,
+                     results.data<cuda::SampleResult>(), scratch.data<float>(), ops.stream());
+    };
+    partial.skipped = 0;
+    step();  // makes what is made at first use
+    check(cudaStreamSynchronize(ops.stream()), "a step");
+    table.emplace_back();
+    for (const auto& [name, part] : kParts) {
+      partial.skipped = part;
+      cudaGraph_t graph = nullptr;
+      cudaGraphExec_t instance = nullptr;
+      check(cudaStreamBeginCapture(ops.stream(), cudaStreamCaptureModeThreadLocal), "begin of a capture");
+      step();
+      check(cudaStreamEndCapture(ops.stream(), &graph), "end of a capture");
+      check(cudaGraphInstantiate(&instance, graph, 0), "making of a graph");
+      const double ms = median_ms(instance, ops.stream());
+      table.back().push_back(part == 0 ? ms : table.back().front() - ms);
+      check(cudaGraphExecDestroy(instance), "end of a graph");
+      check(cudaGraphDestroy(graph), "end of a graph");
+    }
+  }
+  fmt::print("{}, {}, contexts of {}: ms of a decode step\n{:<18}", ops.name(), shape, kContext, "tokens");
+  for (const std::int64_t tokens : counts) fmt::print("{:>9}", tokens);
+  fmt::print("\n");
+  for (std::size_t i = 0; i < std::size(kParts); ++i) {
+    fmt::print("{:<18}", kParts[i].first);
+    for (const auto& column : table) fmt::print("{:>9.3f}", column[i]);
+    fmt::print("\n");
+  }
+}
+
+}  // namespace
+}  // namespace octavo
+
+int main(int argc, char** argv) {
+  try {
+    const std::string shape = argc > 1 ? argv[1] : "llama-3.1-8b";
+    std::vector<std::int64_t> counts;
+    for (int i = 2; i < argc; ++i) counts.push_back(std::atoll(argv[i]));
+    if (counts.empty()) counts = {1, 16, 64, 256};
+    octavo::run(shape, counts);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "gpu_step_bench: {}\n", error.what());
+    return 1;
+  }
+}
