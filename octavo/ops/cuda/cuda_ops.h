@@ -23,7 +23,7 @@ std::string why_no_gpu();
 
 class CudaOps final : public Ops {
  public:
-  // Throws Error when there is no GPU that it can run on.
+  // Throws Error when there is no GPU that it can run on, and for kCublasLt, which is not built in yet.
   explicit CudaOps(Fp8Kernels fp8_kernels = Fp8Kernels::kOctavo);
   ~CudaOps() override;
 
@@ -72,7 +72,6 @@ class CudaOps final : public Ops {
   void make_workspace(const AttentionShape& shape, const Activation& out);
 
   std::string name_;
-  Fp8Kernels fp8_kernels_;
   cudaStream_t stream_ = nullptr;
   DeviceStorage storage_;
 

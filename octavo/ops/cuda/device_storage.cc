@@ -2,7 +2,9 @@
 
 #include <cuda.h>
 
+#include <cassert>
 #include <type_traits>
+#include <utility>
 
 #include "octavo/base/error.h"
 
@@ -80,7 +82,7 @@ DeviceMemory::DeviceMemory(std::size_t bytes) {
   driver().check(driver().address_reserve(&address, mapped_bytes_, 0, 0, 0), "reservation of addresses");
   data_ = reinterpret_cast<std::byte*>(address);
   try {
-    map();
+    create();
   } catch (...) {
     driver().address_free(address, mapped_bytes_);
     throw;
@@ -96,7 +98,7 @@ DeviceMemory::~DeviceMemory() {
   driver().address_free(address_of(data_), mapped_bytes_);
 }
 
-void DeviceMemory::map() {
+void DeviceMemory::create() {
   const CUmemAllocationProp prop = properties(device_);
   const CUresult created = driver().create(&handle_, mapped_bytes_, &prop, 0);
   if (created == CUDA_ERROR_OUT_OF_MEMORY) {
@@ -110,10 +112,15 @@ void DeviceMemory::map() {
         gib(mapped_bytes_), gib(free), gib(total));
   }
   driver().check(created, "memory allocation");
+  map();
+  check(cudaMemset(data_, 0, mapped_bytes_), "clearing memory");
+}
+
+void DeviceMemory::map() {
+  const CUmemAllocationProp prop = properties(device_);
   driver().check(driver().map(address_of(data_), mapped_bytes_, 0, handle_, 0), "memory mapping");
   const CUmemAccessDesc access{.location = prop.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
   driver().check(driver().set_access(address_of(data_), mapped_bytes_, &access, 1), "memory mapping");
-  check(cudaMemset(data_, 0, mapped_bytes_), "clearing memory");
 }
 
 void DeviceMemory::release() {
@@ -125,7 +132,15 @@ void DeviceMemory::release() {
 }
 
 void DeviceMemory::restore() {
-  if (data_ != nullptr && handle_ == 0) map();
+  if (data_ != nullptr && handle_ == 0) create();
+}
+
+void DeviceMemory::take_pages(DeviceMemory& other) {
+  assert(mapped_bytes_ == other.mapped_bytes_);
+  release();
+  driver().check(driver().unmap(address_of(other.data_), mapped_bytes_), "memory unmapping");
+  handle_ = std::exchange(other.handle_, 0);
+  map();
 }
 
 std::optional<Storage::Room> DeviceStorage::room() const {

@@ -18,8 +18,11 @@ class DeviceMemory final : public Memory {
   ~DeviceMemory() override;
   void release() override;  // the device must be done with it
   void restore() override;
+  // Gives these addresses the pages of `other`, which has as many and is left with none.
+  void take_pages(DeviceMemory& other);
 
  private:
+  void create();
   void map();
 
   std::size_t mapped_bytes_ = 0;   // whole pages
