@@ -20,7 +20,7 @@ test: build model
 	@ctest --test-dir build/default -j $(JOBS) --output-on-failure --no-tests=error
 
 demo: build model
-	@scripts/demo.sh build/default/cli/octavo $(MODEL)
+	@scripts/demo.sh build/default/cli/octavo
 
 # Every CUDA kernel against the CPU, on a machine with nvcc and a Hopper GPU.
 test-gpu: build

@@ -38,5 +38,6 @@ void add_bench(CLI::App& app);
 void add_recipe(CLI::App& app);
 void add_report(CLI::App& app);
 void add_compare(CLI::App& app);
+void add_train(CLI::App& app);
 
 }  // namespace octavo

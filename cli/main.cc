@@ -29,6 +29,7 @@ int main(int argc, char** argv) {
   octavo::add_recipe(app);
   octavo::add_report(app);
   octavo::add_compare(app);
+  octavo::add_train(app);
 
   try {
     app.parse(argc, argv);

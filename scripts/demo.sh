@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# FP8 generation on the embedded model, with bf16 next to it: scripts/demo.sh OCTAVO MODEL_FOLDER
+# What `make demo` runs: SmolLM2-135M-Instruct learns to add by GRPO from FP8 rollouts: scripts/demo.sh OCTAVO
+# [key=value...]. A run that was stopped or killed goes on where it was; one that is done begins anew.
 set -euo pipefail
 octavo=$1
-model=$2
+shift
+run=runs/demo
 
-prompts=("The capital of France is" "Water boils when" "def fibonacci(n):")
-
-"$octavo" inspect "$model"
-for prompt in "${prompts[@]}"; do
-  for precision in fp8 bf16; do
-    printf '\n--- %s\n' "$precision"
-    "$octavo" generate --model "$model" --precision $precision --prompt "$prompt" --temperature 0 --max-tokens 40
-  done
-done
+resume=()
+if [ -f $run/metrics.jsonl ]; then
+  wanted=$(sed -n 's/^ *max_num_steps: *//p' $run/recipe.yaml)
+  if [ "$(wc -l <$run/metrics.jsonl)" -lt "$wanted" ]; then
+    resume=(--resume)
+  else
+    rm -rf $run
+  fi
+fi
+"$octavo" train recipes/demo.yaml ${resume[@]+"${resume[@]}"} "$@"

@@ -113,7 +113,7 @@ RunLog::~RunLog() {
   if (samples_fd_ >= 0) close(samples_fd_);
 }
 
-void RunLog::write(const Sample& sample) {
+void RunLog::write(const Transcript& sample) {
   assert(sample.step > last_step_);
   nlohmann::ordered_json tokens = nlohmann::ordered_json::array();
   for (const SampleToken& token : sample.tokens)

@@ -2,7 +2,7 @@
 //
 //   runs/NAME/recipe.yaml     the resolved recipe
 //   runs/NAME/metrics.jsonl   one line a step (StepMetrics)
-//   runs/NAME/samples.jsonl   some transcripts of some steps, one line each (Sample)
+//   runs/NAME/samples.jsonl   some transcripts of some steps, one line each (Transcript)
 //   runs/NAME/events.out.tfevents.*   the same numbers for TensorBoard, one file a start or resume
 //   runs/NAME/report.html     see page.h
 //
@@ -68,7 +68,7 @@ struct SampleToken {
   double lp_train = 0;
 };
 
-struct Sample {
+struct Transcript {
   std::int64_t step = 0;
   std::string id;
   std::string prompt;
@@ -96,7 +96,7 @@ class RunLog {
   ~RunLog();
 
   // A step's samples come before its metrics. Steps rise. SystemError if the disk is full.
-  void write(const Sample& sample);
+  void write(const Transcript& sample);
   void write(const StepMetrics& metrics);
 
   const std::string& folder() const { return folder_; }

@@ -25,7 +25,7 @@ StepMetrics metrics_of(std::int64_t step, double reward) {
   return metrics;
 }
 
-Sample sample_of(std::int64_t step, const std::string& id) {
+Transcript sample_of(std::int64_t step, const std::string& id) {
   return {.step = step,
           .id = id,
           .prompt = "1+1=",
@@ -78,7 +78,7 @@ TEST(RunLog, ReadsBackWhatWasWritten) {
 TEST(RunLog, WritesBytesThatAreNotUtf8AsReplacementCharacters) {
   const TestFolder folder;
   RunLog log = RunLog::create(folder.file("run"), "");
-  Sample sample = sample_of(1, "0");
+  Transcript sample = sample_of(1, "0");
   sample.tokens[0].text = "\xe2\x82";  // two of the three bytes of a euro sign
   log.write(sample);
   log.write(metrics_of(1, 0));

@@ -13,6 +13,7 @@
 #include "octavo/engine/engine.h"
 #include "octavo/ops/cpu/cpu_ops.h"
 #include "octavo/refit/sources.h"
+#include "octavo/train/device.h"
 
 namespace octavo {
 namespace {
@@ -39,8 +40,10 @@ class TinyModel {
   std::unique_ptr<Policy> make_policy(PolicyOptions options) {
     options.max_positions = 128;
     auto policy = std::make_unique<Policy>(load_model_spec(folder_), options, pool_);
+    at::Tensor host = at::zeros({policy->layout().size()});
+    load_parameters(Checkpoint(folder_), policy->layout(), host);
     at::Tensor values = policy->values();
-    load_parameters(Checkpoint(folder_), policy->layout(), values);
+    values.copy_(host);
     policy->weights_changed();
     return policy;
   }
@@ -198,6 +201,38 @@ TEST_P(TinyPolicy, SharedPromptsChangeNothing) {
   for (const TrainSequence& s : groups.sequences)
     alone.push_back(policy->logprobs(pack(std::span(&s, 1), at::kCPU)));
   EXPECT_LE((together - at::cat(alone)).abs().max().item<double>(), 1e-4);
+}
+
+// Where there is a GPU: the same policy on it. Sums are in another order there; see expect_agreement.
+TEST(TinyPolicies, GpuIsTheCpu) {
+  const at::Device gpu = training_device({.device = "auto"});
+  if (!gpu.is_cuda()) GTEST_SKIP() << "no GPU";
+  for (const bool fp8 : {false, true}) {
+    std::vector<double> logprobs;
+    for (const std::string& name : tiny_models()) {
+      TinyModel model(name);
+      MatchedFp8 matched;
+      if (fp8) model.engine_logprobs({}, &matched);
+      const std::vector<TrainSequence> sequences = Groups(model.ids_).sequences;
+      const auto run = [&](at::Device device, at::Tensor& gradients) {
+        const auto policy = model.make_policy({.bf16 = true, .matched = matched, .device = device});
+        const PackedBatch batch = pack(sequences, device);
+        PolicyTape tape;
+        const at::Tensor out = policy->logprobs(batch, &tape).cpu();
+        policy->backward(batch, tape, at::ones({out.size(0)}).to(device));
+        gradients = policy->gradients().cpu();
+        return to_vector(out);
+      };
+      at::Tensor want;
+      at::Tensor got;
+      const auto on_cpu = run(at::kCPU, want);
+      logprobs.push_back(mean_difference(run(gpu, got), on_cpu));
+      EXPECT_LE((got - want).norm().item<double>(), 0.05 * want.norm().item<double>()) << name;
+    }
+    std::sort(logprobs.begin(), logprobs.end());
+    EXPECT_LE(logprobs[logprobs.size() / 2], 1e-3);
+    EXPECT_LE(logprobs.back(), 0.05);
+  }
 }
 
 // The tensor formula, used on GPUs, is the quantizers' to the bit: ragged shapes, zeros, tiny blocks.
