@@ -1,4 +1,5 @@
-// The bf16 linear layer against sums in double precision, and a row's bits in batches of every size.
+// The bf16 GEMM against FP64 on the CPU, with bf16 and FP32 results; a token's bits do not depend on its
+// batch.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -15,61 +16,85 @@ using cuda::DeviceBuffer;
 using cuda::to_device;
 using cuda::to_host;
 
-TEST(GpuBf16Gemm, RandomShapesAndTheSameBitsInEveryBatch) {
-  GpuRandom random;
-  for (int round = 0; round < 24; ++round) {
-    const std::int64_t in = round % 4 == 3 ? random.in(1, 400) : 8 * random.in(1, 150);
-    const std::int64_t out = random.in(1, 40) * (round % 2 == 0 ? 16 : 1) + random.in(0, 1) * 64;
-    const std::int64_t tokens = random.in(1, 150);
-    const bool f32 = random.in(0, 1) == 0;
-    SCOPED_TRACE(testing::Message() << "seed " << random.seed() << ": " << tokens << " x " << out << " x "
-                                    << in);
-    const auto w = random.values(out * in);
-    const auto x = random.values(tokens * in);
-    const auto bias = random.floats(out);
-    const DeviceBuffer dw = to_device(w);
-    const DeviceBuffer dx = to_device(x);
-    const DeviceBuffer db = to_device(bias);
-    const auto run = [&](std::int64_t first, std::int64_t count) {
-      const DeviceBuffer y = to_device(std::vector<float>(static_cast<std::size_t>(count * out), NAN));
-      cuda::bf16_gemm({.tokens = count,
-                       .out = out,
-                       .in = in,
-                       .weight = dw.data<bf16>(),
-                       .x = dx.data<bf16>() + first * in,
-                       .bias = db.data<float>(),
-                       .y = f32 ? nullptr : y.data<bf16>(),
-                       .y_f32 = f32 ? y.data<float>() : nullptr},
-                      nullptr);
-      std::vector<float> values;
-      if (f32) return to_host<float>(y);
-      for (const bf16 v : to_host<bf16>(y)) values.push_back(to_float(v));
-      values.resize(static_cast<std::size_t>(count * out));
-      return values;
-    };
-    const auto whole = run(0, tokens);
-    for (std::int64_t t = 0; t < tokens; t += 1 + tokens / 7)
-      for (std::int64_t n = 0; n < out; ++n) {
-        double sum = bias[static_cast<std::size_t>(n)];
-        double magnitude = std::fabs(sum);
-        for (std::int64_t k = 0; k < in; ++k) {
-          const double product = static_cast<double>(to_float(x[static_cast<std::size_t>(t * in + k)])) *
-                                 to_float(w[static_cast<std::size_t>(n * in + k)]);
-          sum += product;
-          magnitude += std::fabs(product);
-        }
-        // FP32 sums of `in` terms, each rounded once; the tensor cores may truncate instead. bf16 in the end.
-        const double allowed =
-            2 * static_cast<double>(in) * 0x1p-23 * magnitude + (f32 ? 0.0 : std::fabs(sum) * 0x1p-8);
-        ASSERT_NEAR(whole[static_cast<std::size_t>(t * out + n)], sum, allowed) << t << " " << n;
-      }
-    // In groups of other sizes the rows must have the same bits. x must stay aligned to 16 bytes.
-    const std::int64_t step = in % 8 == 0 ? random.in(1, 70) : tokens;
-    for (std::int64_t t = 0; t < tokens; t += step) {
-      const std::int64_t count = std::min(step, tokens - t);
-      const auto part = run(t, count);
-      ASSERT_EQ(std::memcmp(part.data(), whole.data() + t * out, part.size() * sizeof(float)), 0);
+struct Operands {
+  Operands(GpuRandom& random, std::int64_t m_, std::int64_t n_, std::int64_t k_, bool with_bias)
+      : m(m_), n(n_), k(k_), weight(random.values(n * k)), x(random.values(m * k)) {
+    if (with_bias) bias = random.floats(n);
+    device_weight = to_device(weight);
+    device_x = to_device(x);
+    if (with_bias) device_bias = to_device(bias);
+  }
+
+  template <typename T>
+  std::vector<T> run(std::int64_t first, std::int64_t count) const {
+    const auto y =
+        to_device(std::vector<std::uint8_t>(static_cast<std::size_t>(count * n) * sizeof(T), 0xff));  // NaN
+    constexpr bool kF32 = std::is_same_v<T, float>;
+    cuda::bf16_gemm({.tokens = count,
+                     .out = n,
+                     .in = k,
+                     .weight = device_weight.data<bf16>(),
+                     .x = device_x.data<bf16>() + first * k,
+                     .bias = bias.empty() ? nullptr : device_bias.data<float>(),
+                     .y = kF32 ? nullptr : y.data<bf16>(),
+                     .y_f32 = kF32 ? y.data<float>() : nullptr},
+                    nullptr);
+    return to_host<T>(y);
+  }
+
+  // Products are exact; each addition is cut off at FP32's last bit, twice the error of rounding.
+  void expect_near(double got, std::int64_t t, std::int64_t column, double result_error) const {
+    double sum = bias.empty() ? 0 : bias[static_cast<std::size_t>(column)];
+    double magnitude = std::fabs(sum);
+    for (std::int64_t i = 0; i < k; ++i) {
+      const double product = static_cast<double>(to_float(x[static_cast<std::size_t>(t * k + i)])) *
+                             to_float(weight[static_cast<std::size_t>(column * k + i)]);
+      sum += product;
+      magnitude += std::fabs(product);
     }
+    ASSERT_NEAR(got, sum, static_cast<double>(k + 1) * 0x1p-23 * magnitude + result_error * std::fabs(sum))
+        << "token " << t << " column " << column;
+  }
+
+  std::int64_t m, n, k;
+  std::vector<bf16> weight, x;
+  std::vector<float> bias;
+  DeviceBuffer device_weight, device_x, device_bias;
+};
+
+TEST(GpuBf16Gemm, RandomShapesAgainstFp64) {
+  GpuRandom random;
+  for (int round = 0; round < 40; ++round) {
+    const std::int64_t m = round % 3 == 0 ? random.in(65, 300) : random.in(1, 64);
+    const std::int64_t n = 16 * random.in(1, round < 5 ? 1000 : 40);
+    const std::int64_t k = 8 * random.in(1, round < 5 ? 20 : 100);
+    SCOPED_TRACE(testing::Message() << "seed " << random.seed() << " M " << m << " N " << n << " K " << k);
+    const Operands operands(random, m, n, k, round % 4 == 0);
+    const auto exact = operands.run<float>(0, m);
+    const auto rounded = operands.run<bf16>(0, m);
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      ASSERT_TRUE(std::isfinite(exact[i])) << i;
+      ASSERT_EQ(rounded[i].bits, to_bf16(exact[i]).bits) << i;
+    }
+    for (int i = 0; i < 3000; ++i) {
+      const std::int64_t t = random.in(0, m - 1);
+      const std::int64_t column = random.in(0, n - 1);
+      ASSERT_NO_FATAL_FAILURE(
+          operands.expect_near(exact[static_cast<std::size_t>(t * n + column)], t, column, 0x1p-23));
+    }
+  }
+}
+
+TEST(GpuBf16Gemm, ATokenHasTheSameBitsAloneAndInAnyBatch) {
+  GpuRandom random;
+  const Operands operands(random, 200, 16 * random.in(100, 200), 8 * random.in(60, 120), true);
+  const auto all = operands.run<float>(0, 200);
+  for (int round = 0; round < 20; ++round) {
+    const std::int64_t first = random.in(0, 199);
+    const std::int64_t count = round < 4 ? 1 : std::min<std::int64_t>(200 - first, random.in(1, 100));
+    const auto part = operands.run<float>(first, count);
+    EXPECT_EQ(std::memcmp(part.data(), all.data() + first * operands.n, part.size() * sizeof(float)), 0)
+        << "seed " << random.seed() << " tokens " << first << " + " << count;
   }
 }
 

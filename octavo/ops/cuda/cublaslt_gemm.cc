@@ -1,0 +1,182 @@
+#include "octavo/ops/cuda/cublaslt_gemm.h"
+
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <tuple>
+
+#include "octavo/base/error.h"
+#include "octavo/ops/cuda/cublaslt_kernels.h"
+#include "octavo/quant/block_scaling.h"
+#include "octavo/quant/cuda/device.h"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+// cuBLASLt takes the tokens as columns, in steps of 16; the rest of a batch goes through a padded copy.
+constexpr std::int64_t kTokenStep = 16;
+constexpr std::int64_t kScaleStep = 4;  // its rows of weight scales are a multiple of this long
+
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
+
+void lt_check(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS) fail_system("{}: cuBLASLt: {}", what, cublasLtGetStatusString(status));
+}
+
+template <auto kDestroy>
+struct Destroy {
+  template <typename T>
+  void operator()(T* p) const {
+    kDestroy(p);
+  }
+};
+template <typename Handle, auto kDestroy>
+using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy<kDestroy>>;
+
+template <typename T>
+void set(cublasLtMatmulDesc_t description, cublasLtMatmulDescAttributes_t attribute, const T& value) {
+  lt_check(cublasLtMatmulDescSetAttribute(description, attribute, &value, sizeof(value)),
+           "matmul description");
+}
+
+auto layout(cudaDataType_t type, std::int64_t rows, std::int64_t cols, std::int64_t stride) {
+  cublasLtMatrixLayout_t made = nullptr;
+  lt_check(cublasLtMatrixLayoutCreate(&made, type, static_cast<std::uint64_t>(rows),
+                                      static_cast<std::uint64_t>(cols), stride),
+           "matrix layout");
+  return Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>(made);
+}
+
+}  // namespace
+
+class CublasLt::State {
+ public:
+  State() {
+    cublasLtHandle_t handle = nullptr;
+    lt_check(cublasLtCreate(&handle), "start");
+    handle_.reset(handle);
+  }
+
+  void reserve(std::int64_t tokens, std::int64_t out, std::int64_t in) {
+    const auto grow = [](DeviceBuffer& buffer, std::int64_t bytes) {
+      if (buffer.bytes() < static_cast<std::size_t>(bytes))
+        buffer = DeviceBuffer(static_cast<std::size_t>(bytes));
+    };
+    grow(scales_, round_up(tokens, kTokenStep) * blocks_of(in) * 4);
+    grow(weight_scales_, blocks_of(out) * round_up(blocks_of(in), kScaleStep) * 4);
+    grow(codes_, kTokenStep * in);
+    grow(result_, kTokenStep * round_up(out, 8) * 2);
+    grow(bias_, out * 2);
+  }
+
+  void run(const Fp8Gemm& g, cudaStream_t stream) {
+    reserve(g.tokens, g.out, g.in);
+    const float* weight_scales = g.weight_scales;
+    const std::int64_t blocks = blocks_of(g.in);
+    if (const std::int64_t stride = round_up(blocks, kScaleStep); stride != blocks) {
+      const auto width = static_cast<std::size_t>(blocks) * 4;
+      check(cudaMemcpy2DAsync(weight_scales_.data(), static_cast<std::size_t>(stride) * 4, weight_scales,
+                              width, width, static_cast<std::size_t>(blocks_of(g.out)),
+                              cudaMemcpyDeviceToDevice, stream),
+            "weight scales");
+      weight_scales = weight_scales_.data<float>();
+    }
+    if (g.bias != nullptr) round_to_bf16(g.bias, g.out, bias_.data<bf16>(), stream);
+    const std::int64_t whole = g.tokens / kTokenStep * kTokenStep;
+    const std::int64_t rest = g.tokens - whole;
+    if (whole > 0) multiply(g, weight_scales, g.x, g.x_scales, whole, whole, g.y, g.y_stride, stream);
+    if (rest == 0) return;
+    // Codes of the missing tokens are what the buffer holds; their results are dropped.
+    const std::int64_t stride = round_up(g.out, 8);
+    check(cudaMemcpyAsync(codes_.data(), g.x + whole * g.in, static_cast<std::size_t>(rest * g.in),
+                          cudaMemcpyDeviceToDevice, stream),
+          "last tokens");
+    multiply(g, weight_scales, codes_.data<std::uint8_t>(), g.x_scales + whole * blocks, rest, kTokenStep,
+             result_.data<bf16>(), stride, stream);
+    check(
+        cudaMemcpy2DAsync(g.y + whole * g.y_stride, static_cast<std::size_t>(g.y_stride) * 2, result_.data(),
+                          static_cast<std::size_t>(stride) * 2, static_cast<std::size_t>(g.out) * 2,
+                          static_cast<std::size_t>(rest), cudaMemcpyDeviceToDevice, stream),
+        "last tokens");
+  }
+
+ private:
+  using Shape = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>;
+
+  // cuBLASLt counts columns first: y[out, tokens] = weight[in, out]ᵀ · x[in, tokens].
+  void multiply(const Fp8Gemm& g, const float* weight_scales, const std::uint8_t* x, const float* x_scales,
+                std::int64_t scaled_tokens, std::int64_t tokens, bf16* y, std::int64_t y_stride,
+                cudaStream_t stream) {
+    transpose_scales(x_scales, scaled_tokens, blocks_of(g.in), scales_.data<float>(), tokens, stream);
+    cublasLtMatmulDesc_t made = nullptr;
+    lt_check(cublasLtMatmulDescCreate(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul description");
+    const Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> description(made);
+    set(made, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+    set(made, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
+    set(made, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
+    set(made, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(weight_scales));
+    set(made, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(scales_.data()));
+    if (g.bias != nullptr) {
+      set(made, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+      set(made, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUDA_R_16BF);
+      set(made, CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(bias_.data()));
+    }
+    const auto a = layout(CUDA_R_8F_E4M3, g.in, g.out, g.in);
+    const auto b = layout(CUDA_R_8F_E4M3, g.in, tokens, g.in);
+    const auto d = layout(CUDA_R_16BF, g.out, tokens, y_stride);
+    const Shape shape{tokens, g.out, g.in, y_stride, g.bias != nullptr};
+    const auto [place, added] = algorithms_.try_emplace(shape);
+    if (added && !choose(made, a.get(), b.get(), d.get(), place->second)) {
+      algorithms_.erase(place);
+      fail(
+          "cuBLASLt has no block-scaled FP8 kernel for a [{}, {}] layer and {} tokens; use_deep_gemm: true "
+          "has",
+          g.out, g.in, tokens);
+    }
+    constexpr float kOne = 1;
+    constexpr float kZero = 0;
+    lt_check(cublasLtMatmul(handle_.get(), made, &kOne, g.weight, a.get(), x, b.get(), &kZero, y, d.get(), y,
+                            d.get(), &place->second, workspace_.data(), kWorkspaceBytes, stream),
+             "block-scaled matmul");
+  }
+
+  bool choose(cublasLtMatmulDesc_t description, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+              cublasLtMatrixLayout_t d, cublasLtMatmulAlgo_t& algorithm) {
+    cublasLtMatmulPreference_t made = nullptr;
+    lt_check(cublasLtMatmulPreferenceCreate(&made), "preference");
+    const Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> preference(made);
+    lt_check(cublasLtMatmulPreferenceSetAttribute(made, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                  &kWorkspaceBytes, sizeof(kWorkspaceBytes)),
+             "preference");
+    cublasLtMatmulHeuristicResult_t found{};
+    int count = 0;
+    const cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(handle_.get(), description, a, b, d, d, made, 1, &found, &count);
+    if (status != CUBLAS_STATUS_SUCCESS || count == 0) return false;
+    algorithm = found.algo;
+    return true;
+  }
+
+  Owned<cublasLtHandle_t, cublasLtDestroy> handle_;
+  DeviceBuffer workspace_{kWorkspaceBytes};
+  DeviceBuffer scales_;         // the tokens', transposed
+  DeviceBuffer weight_scales_;  // with rows of a multiple of kScaleStep
+  DeviceBuffer codes_, result_, bias_;
+  std::map<Shape, cublasLtMatmulAlgo_t> algorithms_;
+};
+
+CublasLt::CublasLt() : state_(std::make_unique<State>()) {}
+CublasLt::~CublasLt() = default;
+
+void CublasLt::fp8_gemm(const Fp8Gemm& gemm, cudaStream_t stream) {
+  if (gemm.tokens > 0) state_->run(gemm, stream);
+}
+
+void CublasLt::reserve(std::int64_t tokens, std::int64_t out, std::int64_t in) {
+  state_->reserve(tokens, out, in);
+}
+
+}  // namespace octavo::cuda

@@ -1,0 +1,36 @@
+// Linear layers through cuBLASLt: what `use_deep_gemm: false` means, and the second reference of gemm.h.
+//
+// cuBLASLt chooses a kernel by the number of tokens too, so a token's bits may depend on its batch; for one
+// shape on one kind of device every run gives the same bits.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <memory>
+
+#include "octavo/ops/cuda/gemm.h"
+
+namespace octavo::cuda {
+
+// Not for two threads or two streams at once.
+class CublasLt {
+ public:
+  CublasLt();
+  ~CublasLt();
+
+  // The same function as fp8_gemm(), with these differences: weight_scales must be those of one matrix of
+  // 128×128 blocks in rising order (scale_rows is not read: every part of a fused matrix is a multiple of 128
+  // rows), a bias is rounded to bf16 before it is added, and `early` and the next weight are ignored. Throws
+  // Error where cuBLASLt has no kernel for the shape.
+  void fp8_gemm(const Fp8Gemm& gemm, cudaStream_t stream);
+
+  // Allocates what fp8_gemm() needs for layers of at most these sizes; it does so itself, but not while a
+  // graph is captured.
+  void reserve(std::int64_t tokens, std::int64_t out, std::int64_t in);
+
+ private:
+  class State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace octavo::cuda

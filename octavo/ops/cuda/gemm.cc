@@ -1,0 +1,61 @@
+#include "octavo/ops/cuda/gemm.h"
+
+#include "octavo/ops/cuda/gemm_launch.h"
+
+namespace octavo::cuda {
+
+void fp8_gemm(const Fp8Gemm& g, const GemmPlan& plan, cudaStream_t stream) {
+  const GemmOperands operands{.kind = "FP8",
+                              .element_bytes = 1,
+                              .tokens = g.tokens,
+                              .out = g.out,
+                              .in = g.in,
+                              .weight = g.weight,
+                              .x = g.x,
+                              .y = g.y,
+                              .y_stride = g.y_stride,
+                              .next_weight = g.next_weight,
+                              .next_row_bytes = g.next_in,
+                              .next_rows = g.next_out};
+  check_operands(operands);
+  GemmTask task = gemm_task(operands, plan);
+  task.weight_scales = g.weight_scales;
+  task.scale_rows = g.scale_rows;
+  task.token_scales = g.x_scales;
+  task.bias = g.bias;
+  task.y = g.y;
+  launch_planned<E4M3>(task, plan, g.early, stream);
+}
+
+void fp8_gemm(const Fp8Gemm& g, cudaStream_t stream) {
+  if (g.tokens == 0) return;
+  fp8_gemm(g, plan_gemm(g.out, g.in, g.tokens, multiprocessors()), stream);
+}
+
+void bf16_gemm(const Bf16Gemm& g, const GemmPlan& plan, cudaStream_t stream) {
+  const GemmOperands operands{.kind = "bf16",
+                              .element_bytes = 2,
+                              .tokens = g.tokens,
+                              .out = g.out,
+                              .in = g.in,
+                              .weight = g.weight,
+                              .x = g.x,
+                              .y = g.y_f32 != nullptr ? static_cast<const void*>(g.y_f32) : g.y,
+                              .y_stride = g.y_stride == 0 ? g.out : g.y_stride,
+                              .next_weight = nullptr,
+                              .next_row_bytes = 0,
+                              .next_rows = 0};
+  check_operands(operands);
+  GemmTask task = gemm_task(operands, plan);
+  task.bias = g.bias;
+  task.y = g.y;
+  task.y_f32 = g.y_f32;
+  launch_planned<BF16>(task, plan, g.early, stream);
+}
+
+void bf16_gemm(const Bf16Gemm& g, cudaStream_t stream) {
+  if (g.tokens == 0) return;
+  bf16_gemm(g, plan_gemm(g.out, g.in * 2, g.tokens, multiprocessors()), stream);
+}
+
+}  // namespace octavo::cuda

@@ -1,0 +1,140 @@
+#include "octavo/ops/cuda/gemm_launch.h"
+
+#include <cuda.h>
+
+#include <algorithm>
+#include <cassert>
+
+#include "octavo/base/error.h"
+#include "octavo/quant/cuda/device.h"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr int kStepBytes = 128;
+
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's function, found at run time so that nothing links against the driver.
+EncodeTiled encode_tiled() {
+  static const EncodeTiled function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    check(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
+        "cuTensorMapEncodeTiled");
+    if (found == nullptr)
+      fail_system("the CUDA driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
+    return reinterpret_cast<EncodeTiled>(found);
+  }();
+  return function;
+}
+
+// Boxes of `box_rows` rows × 128 bytes of a dense matrix.
+CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, std::int64_t cols,
+                       int box_rows) {
+  CUtensorMap map;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(cols * element_bytes)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kStepBytes / element_bytes),
+                             static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult status = encode_tiled()(
+      &map, element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+      const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS)
+    fail_system("tensor map of a [{}, {}] matrix in boxes of {} rows: CUDA driver error {}", rows, cols,
+                box_rows, static_cast<int>(status));
+  return map;
+}
+
+bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
+
+template <typename Element, int kTokens>
+void launch_narrow(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream) {
+  const auto run = plan.groups == 1   ? launch_gemm<Element, kTokens, 1, 1>
+                   : plan.groups == 2 ? launch_gemm<Element, kTokens, 2, 1>
+                                      : launch_gemm<Element, kTokens, 4, 1>;
+  run(task, plan.shared_bytes(), early, stream);
+}
+
+}  // namespace
+
+void check_operands(const GemmOperands& g) {
+  if (g.out <= 0 || g.out % 16 != 0 || g.in <= 0 || g.in * g.element_bytes % 16 != 0)
+    fail(
+        "{} linear layer [{}, {}]: on the GPU its outputs must be a multiple of 16, and its inputs one of {}",
+        g.kind, g.out, g.in, 16 / g.element_bytes);
+  if (g.y_stride < g.out || g.y_stride % 8 != 0)
+    fail(
+        "{} linear layer [{}, {}]: rows of the result are {} apart; it must be a multiple of 8 and at least "
+        "{}",
+        g.kind, g.out, g.in, g.y_stride, g.out);
+  if (!aligned(g.weight) || !aligned(g.x) || !aligned(g.y))
+    fail("{} linear layer [{}, {}]: weight, input and result must begin at multiples of 16 bytes", g.kind,
+         g.out, g.in);
+}
+
+GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
+  assert(std::min(plan.weight_stages, plan.token_stages) >=
+         min_stages(plan.tokens, plan.groups, plan.per_group));
+  GemmTask task{};
+  task.weight_map = tensor_map(g.weight, g.element_bytes, g.out, g.in, plan.rows / plan.token_cluster);
+  task.token_map = tensor_map(g.x, g.element_bytes, g.tokens, g.in, plan.tokens / plan.row_cluster);
+  task.y_stride = g.y_stride;
+  task.tokens = static_cast<int>(g.tokens);
+  task.out = static_cast<int>(g.out);
+  task.steps = static_cast<int>((g.in * g.element_bytes + kStepBytes - 1) / kStepBytes);
+  task.rows = plan.rows;
+  task.row_groups = static_cast<int>((plan.row_tiles(g.out) + plan.row_cluster - 1) / plan.row_cluster);
+  task.token_groups =
+      static_cast<int>((plan.token_tiles(g.tokens) + plan.token_cluster - 1) / plan.token_cluster);
+  task.row_cluster = plan.row_cluster;
+  task.token_cluster = plan.token_cluster;
+  task.weight_stages = plan.weight_stages;
+  task.token_stages = plan.token_stages;
+  if (g.next_weight != nullptr && plan.next_bytes > 0) {
+    task.next_weight = static_cast<const std::uint8_t*>(g.next_weight);
+    task.next_rows = g.next_rows;
+    task.next_stride = g.next_row_bytes;
+    task.next_bytes = static_cast<std::uint32_t>(std::clamp<std::int64_t>(
+        plan.next_bytes / g.next_rows / kStepBytes * kStepBytes, kStepBytes, g.next_row_bytes / 16 * 16));
+  }
+  return task;
+}
+
+template <typename Element>
+void launch_planned(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream) {
+  switch (plan.tokens) {
+    case 8:
+      return launch_narrow<Element, 8>(task, plan, early, stream);
+    case 16:
+      return launch_narrow<Element, 16>(task, plan, early, stream);
+    case 32:
+      return launch_narrow<Element, 32>(task, plan, early, stream);
+    case 64:
+      return launch_narrow<Element, 64>(task, plan, early, stream);
+    default:
+      break;
+  }
+  const auto run = plan.groups == 1      ? launch_gemm<Element, 128, 1, 1>
+                   : plan.per_group == 1 ? launch_gemm<Element, 128, 2, 1>
+                                         : launch_gemm<Element, 128, 2, 2>;
+  run(task, plan.shared_bytes(), early, stream);
+}
+template void launch_planned<E4M3>(const GemmTask&, const GemmPlan&, bool, cudaStream_t);
+template void launch_planned<BF16>(const GemmTask&, const GemmPlan&, bool, cudaStream_t);
+
+int multiprocessors() {
+  static const int count = [] {
+    int device = 0;
+    int value = 0;
+    check(cudaGetDevice(&device), "device");
+    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
+    return value;
+  }();
+  return count;
+}
+
+}  // namespace octavo::cuda

@@ -1,0 +1,32 @@
+// From a linear layer's operands to a launch of gemm_kernel.cuh: what FP8 and bf16 layers share.
+#pragma once
+
+#include "octavo/ops/cuda/gemm_task.h"
+
+namespace octavo::cuda {
+
+// A layer's operands without what only FP8 has. `x` and `weight` are dense.
+struct GemmOperands {
+  const char* kind;  // for messages: "FP8"
+  int element_bytes;
+  std::int64_t tokens, out, in;
+  const void* weight;
+  const void* x;
+  const void* y;
+  std::int64_t y_stride;
+  const void* next_weight;
+  std::int64_t next_row_bytes, next_rows;
+};
+
+// Throws Error for sizes and alignments that the kernels cannot do.
+void check_operands(const GemmOperands& operands);
+
+// The task, apart from scales, bias and result.
+GemmTask gemm_task(const GemmOperands& operands, const GemmPlan& plan);
+
+template <typename Element>
+void launch_planned(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream);
+
+int multiprocessors();
+
+}  // namespace octavo::cuda

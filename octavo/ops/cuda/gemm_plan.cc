@@ -1,0 +1,88 @@
+#include "octavo/ops/cuda/gemm_plan.h"
+
+#include <algorithm>
+#include <cassert>
+
+namespace octavo::cuda {
+namespace {
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::size_t kBarrierBytes = 4 * 64 * 8;  // four barriers for each of at most 64 stages
+constexpr int kMaxStages = 48;
+constexpr int kRowStep = 16;  // rows that share a weight scale
+
+// Rows so that all multiprocessors get the same number of tiles, at most `most` rows each.
+int even_rows(std::int64_t out, std::int64_t tiles_beside, int multiprocessors, int most) {
+  for (std::int64_t rounds = 1;; ++rounds) {
+    const std::int64_t tiles = std::max<std::int64_t>(1, rounds * multiprocessors / tiles_beside);
+    const std::int64_t rows = ceil_div(ceil_div(out, tiles), kRowStep) * kRowStep;
+    if (rows <= most) return static_cast<int>(rows);
+  }
+}
+
+// Shared memory to stages: tokens get enough to cover the latency of L2, the weights all the rest.
+void deal_stages(GemmPlan& plan) {
+  const std::size_t room = kMaxSharedBytes - plan.scale_bytes() - kBarrierBytes - 1024;
+  const auto fit = [](std::size_t bytes, std::size_t stage) {
+    return static_cast<int>(std::min<std::size_t>(bytes / stage, kMaxStages));
+  };
+  if (plan.tokens == 128) {
+    plan.weight_stages = plan.token_stages = fit(room, plan.weight_stage_bytes() + plan.token_stage_bytes());
+    return;
+  }
+  const std::size_t for_tokens = std::max<std::size_t>(room / 3, 4 * plan.token_stage_bytes());
+  plan.token_stages = std::min(fit(for_tokens, plan.token_stage_bytes()), 16);
+  plan.weight_stages = fit(room - static_cast<std::size_t>(plan.token_stages) * plan.token_stage_bytes(),
+                           plan.weight_stage_bytes());
+}
+
+}  // namespace
+
+std::size_t GemmPlan::shared_bytes() const {
+  const std::size_t weights = static_cast<std::size_t>(weight_stages) * weight_stage_bytes();
+  const std::size_t rings =
+      weights + static_cast<std::size_t>(token_stages) * token_stage_bytes() + scale_bytes();
+  // The matrix instructions read whole tiles of 64 rows, in the last stage too.
+  const std::size_t read =
+      weights - weight_stage_bytes() + static_cast<std::size_t>(64 * groups * per_group) * 128;
+  return std::max(rings, read) + kBarrierBytes + 1024;
+}
+
+GemmPlan plan_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
+  assert(out > 0 && in > 0 && m > 0);
+  GemmPlan plan;
+  if (m <= 64) {  // bound by the stream of weights
+    plan.tokens = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
+    plan.rows = even_rows(out, 1, multiprocessors, 256);
+    plan.groups = plan.rows <= 64 ? 1 : plan.rows <= 128 ? 2 : 4;
+    plan.per_group = 1;
+
+    deal_stages(plan);
+    return plan;
+  }
+  // Bound by the tensor cores: the shape that needs the fewest of their cycles, the last round's idle ones
+  // included.
+  plan.tokens = 128;
+  double best = 0;
+  for (const auto& [groups, per_group] : {std::pair{2, 2}, {2, 1}, {1, 1}}) {
+    const int most = 64 * groups * per_group;
+    for (const int rows : {most, even_rows(out, ceil_div(m, 128), multiprocessors, most)}) {
+      const std::int64_t tiles = ceil_div(out, rows) * ceil_div(m, 128);
+      // Cycles of a 128-column step: a 64×128 tile takes 256; one warpgroup alone cannot hide what lies
+      // between.
+      const double step = std::max(256.0 * groups * per_group, 380.0);
+      const double cost = static_cast<double>(ceil_div(tiles, multiprocessors)) *
+                          (step * static_cast<double>(ceil_div(in, 128)) + 1500.0);
+      if (best == 0 || cost < best) {
+        best = cost;
+        plan.groups = groups;
+        plan.per_group = per_group;
+        plan.rows = rows;
+      }
+    }
+  }
+  deal_stages(plan);
+  return plan;
+}
+
+}  // namespace octavo::cuda

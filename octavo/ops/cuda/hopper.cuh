@@ -1,0 +1,228 @@
+// Hopper's own instructions that the GEMM is made of, each under a name (PTX ISA 8.0 and later): barriers in
+// shared memory, tensor copies (TMA), warpgroup matrix products (wgmma).
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+#ifdef OCTAVO_GEMM_WATCHDOG
+#include <cstdio>
+#endif
+
+namespace octavo::cuda {
+
+__device__ inline std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ inline std::uint32_t rank_in_cluster() {
+  std::uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
+// --- mbarrier. `barrier` is a shared address.
+
+__device__ inline void init_barrier(std::uint32_t barrier, std::uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
+}
+__device__ inline void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ inline void arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// At the same place in another block of the cluster.
+__device__ inline void arrive_at(std::uint32_t barrier, std::uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+__device__ inline void arrive_expecting(std::uint32_t barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+// Ordered within the block of threads only: at cluster scope every wait would empty L1 and every arrival wait
+// for all memory. The data of another block comes by tensor copies, which the barrier itself accounts for.
+__device__ inline bool is_done(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.b32 %0, 1, 0, done;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+// Built with OCTAVO_GEMM_WATCHDOG, a wait of more than four seconds says where it is and stops the kernel.
+__device__ inline void wait(std::uint32_t barrier, std::uint32_t parity) {
+#ifdef OCTAVO_GEMM_WATCHDOG
+  const auto now = [] {
+    std::uint64_t ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+    return ns;
+  };
+  const std::uint64_t begin = now();
+  while (!is_done(barrier, parity)) {
+    if (now() - begin < 4000000000ULL) continue;
+    printf("block %d thread %d waits for barrier %#x parity %u\n", blockIdx.x, threadIdx.x, barrier, parity);
+    __trap();
+  }
+#else
+  while (!is_done(barrier, parity)) {
+  }
+#endif
+}
+
+// Where a ring of stages stands: the stage, and the parity of the phase that its barriers are in.
+struct RingPlace {
+  std::uint32_t stage = 0;
+  std::uint32_t parity = 0;
+  __device__ void advance(std::uint32_t stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// --- Copies.
+
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+// A box of the matrix at (column, row) into shared memory; outside the matrix zeros. Its bytes count at
+// `barrier`.
+__device__ inline void copy_box(std::uint32_t to, const CUtensorMap& map, int column, int row,
+                                std::uint32_t barrier, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+      : "memory");
+}
+// The same to the same place in every block of the cluster that `mask` names.
+__device__ inline void copy_box_to_cluster(std::uint32_t to, const CUtensorMap& map, int column, int row,
+                                           std::uint32_t barrier, std::uint16_t mask, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::"
+      "cache_hint"
+      " [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(mask), "l"(policy)
+      : "memory");
+}
+// `bytes` and the address are multiples of 16.
+__device__ inline void prefetch_to_l2(const void* from, std::uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+__device__ inline std::uint64_t evict_first() {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ inline std::uint64_t evict_normal() {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// --- wgmma.
+
+// Rows of 128 bytes, 128-byte swizzle, groups of eight rows 1024 bytes apart: what copy_box lays down.
+__device__ inline std::uint64_t matrix_descriptor(std::uint32_t address) {
+  constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
+  constexpr std::uint64_t kGroupStride = std::uint64_t{1024 >> 4} << 32;
+  return kSwizzle128 | kGroupStride | std::uint64_t{1} << 16 | (address & 0x3ffffU) >> 4;
+}
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kPending>
+__device__ inline void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+// Keeps the compiler from moving a use of the registers across this point.
+template <int kCount>
+__device__ inline void pin(float (&d)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// d[64 × kColumns] = (add ? d : 0) + a · b[kColumns × …]ᵀ, 32 bytes of each row: 32 columns of E4M3, 16 of
+// bf16.
+template <int kColumns>
+__device__ void wgmma_e4m3(float (&d)[kColumns / 2], std::uint64_t a, std::uint64_t b, bool add);
+template <int kColumns>
+__device__ void wgmma_bf16(float (&d)[kColumns / 2], std::uint64_t a, std::uint64_t b, bool add);
+
+#define OCTAVO_R4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
+#define OCTAVO_R8(i) OCTAVO_R4(i), OCTAVO_R4((i) + 4)
+#define OCTAVO_R16(i) OCTAVO_R8(i), OCTAVO_R8((i) + 8)
+#define OCTAVO_R32(i) OCTAVO_R16(i), OCTAVO_R16((i) + 16)
+#define OCTAVO_R64(i) OCTAVO_R32(i), OCTAVO_R32((i) + 32)
+#define OCTAVO_N4 "%0, %1, %2, %3"
+#define OCTAVO_N8 OCTAVO_N4 ", %4, %5, %6, %7"
+#define OCTAVO_N16 OCTAVO_N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define OCTAVO_N32 \
+  OCTAVO_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define OCTAVO_N64                                                                   \
+  OCTAVO_N32                                                                         \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define OCTAVO_WGMMA_OF(function, types, flags, columns, registers, names, a_index, b_index, add_index)   \
+  template <>                                                                                             \
+  __device__ inline void function<columns>(float(&d)[(columns) / 2], std::uint64_t a, std::uint64_t b,    \
+                                           bool add) {                                                    \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add_index                                            \
+                 ", 0;\n"                                                                                 \
+                 "wgmma.mma_async.sync.aligned.m64n" #columns types " {" names "}, " a_index ", " b_index \
+                 ", p, 1, 1" flags ";\n}"                                                                 \
+                 : registers(0)                                                                           \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                           \
+  }
+#define OCTAVO_WGMMA(columns, registers, names, a_index, b_index, add_index)                              \
+  OCTAVO_WGMMA_OF(wgmma_e4m3, "k32.f32.e4m3.e4m3", "", columns, registers, names, a_index, b_index,       \
+                  add_index)                                                                              \
+  OCTAVO_WGMMA_OF(wgmma_bf16, "k16.f32.bf16.bf16", ", 0, 0", columns, registers, names, a_index, b_index, \
+                  add_index)
+OCTAVO_WGMMA(8, OCTAVO_R4, OCTAVO_N4, "%4", "%5", "%6")
+OCTAVO_WGMMA(16, OCTAVO_R8, OCTAVO_N8, "%8", "%9", "%10")
+OCTAVO_WGMMA(32, OCTAVO_R16, OCTAVO_N16, "%16", "%17", "%18")
+OCTAVO_WGMMA(64, OCTAVO_R32, OCTAVO_N32, "%32", "%33", "%34")
+OCTAVO_WGMMA(128, OCTAVO_R64, OCTAVO_N64, "%64", "%65", "%66")
+#undef OCTAVO_WGMMA_OF
+#undef OCTAVO_WGMMA
+#undef OCTAVO_R4
+#undef OCTAVO_R8
+#undef OCTAVO_R16
+#undef OCTAVO_R32
+#undef OCTAVO_R64
+#undef OCTAVO_N4
+#undef OCTAVO_N8
+#undef OCTAVO_N16
+#undef OCTAVO_N32
+#undef OCTAVO_N64
+
+// Registers a thread, for all warps of the calling warpgroup.
+template <int kRegisters>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// An 8×8 matrix of 16-bit values, of which a lane holds two of row lane/4, transposed across the warp.
+__device__ inline std::uint32_t transpose8x8(std::uint32_t pair) {
+  std::uint32_t out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+  return out;
+}
+
+}  // namespace octavo::cuda

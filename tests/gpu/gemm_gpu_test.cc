@@ -1,0 +1,312 @@
+// The FP8 GEMM against FP64 on the CPU: random and ragged shapes, any mapping of rows to scales, poisoned
+// results, every kernel that there is; and what the interface promises of its bits.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "octavo/base/error.h"
+#include "octavo/ops/cuda/cublaslt_gemm.h"
+#include "octavo/ops/cuda/gemm_task.h"
+#include "octavo/quant/block_scaling.h"
+#include "octavo/quant/cuda/activation_quantizer.h"
+#include "octavo/quant/cuda/device.h"
+#include "octavo/quant/e4m3.h"
+#include "tests/gpu/gpu_random.h"
+
+namespace octavo {
+namespace {
+
+using cuda::DeviceBuffer;
+using cuda::to_device;
+using cuda::to_host;
+constexpr bf16 kPoison{0x7fc0};
+constexpr double kHalfBf16 = 0x1p-8;  // eight significant bits: half a step at the low end of a binade
+
+// Codes of normal values, drawn from a table of them.
+std::vector<std::uint8_t> random_codes(GpuRandom& random, std::int64_t count) {
+  std::vector<std::uint8_t> table(4096);
+  for (auto& code : table) code = e4m3_from_float(random.normal(60.0F));
+  std::vector<std::uint8_t> out(static_cast<std::size_t>(count));
+  for (auto& code : out) code = table[random.engine()() % table.size()];
+  return out;
+}
+
+// One linear layer's operands on both sides.
+struct Problem {
+  Problem(GpuRandom& random, std::int64_t m_, std::int64_t n_, std::int64_t k_, bool with_bias)
+      : m(m_), n(n_), k(k_), blocks(blocks_of(k_)), stride((n_ + 7) / 8 * 8 + 8 * random.in(0, 2)) {
+    weight = random_codes(random, n * k);
+    x = random_codes(random, m * k);
+    const std::int64_t scale_count = random.in(1, n / 16);
+    for (std::int64_t i = 0; i < n / 16; ++i)
+      scale_rows.push_back(static_cast<std::int32_t>(random.in(0, scale_count - 1)));
+    for (std::int64_t i = 0; i < scale_count * blocks; ++i)
+      weight_scales.push_back(std::exp2(random.normal(2.0F)) * 1e-3F);
+    for (std::int64_t i = 0; i < m * blocks; ++i) x_scales.push_back(std::exp2(random.normal(2.0F)) * 1e-2F);
+    if (with_bias) bias = random.floats(n);
+    device_weight = to_device(weight);
+    device_x = to_device(x);
+    device_weight_scales = to_device(weight_scales);
+    device_x_scales = to_device(x_scales);
+    device_scale_rows = to_device(scale_rows);
+    if (with_bias) device_bias = to_device(bias);
+  }
+
+  // Tokens first … first + count - 1 as a batch of their own.
+  std::vector<bf16> run(std::int64_t first, std::int64_t count) const {
+    return run(first, count, [](const cuda::Fp8Gemm& gemm) { cuda::fp8_gemm(gemm, nullptr); });
+  }
+  template <typename Compute>
+  std::vector<bf16> run(std::int64_t first, std::int64_t count, const Compute& compute) const {
+    const auto y = to_device(std::vector<bf16>(static_cast<std::size_t>(count * stride), kPoison));
+    const cuda::Fp8Gemm gemm{.tokens = count,
+                             .out = n,
+                             .in = k,
+                             .weight = device_weight.data<std::uint8_t>(),
+                             .weight_scales = device_weight_scales.data<float>(),
+                             .scale_rows = device_scale_rows.data<std::int32_t>(),
+                             .x = device_x.data<std::uint8_t>() + first * k,
+                             .x_scales = device_x_scales.data<float>() + first * blocks,
+                             .bias = bias.empty() ? nullptr : device_bias.data<float>(),
+                             .y = y.data<bf16>(),
+                             .y_stride = stride,
+                             .next_weight = device_weight.data<std::uint8_t>(),
+                             .next_out = n,
+                             .next_in = k};
+    compute(gemm);
+    cuda::check(cudaDeviceSynchronize(), "GEMM");
+    return to_host<bf16>(y);
+  }
+
+  // What the tensor cores may do to a block: they align 32 products and the sum so far to the largest of them
+  // and cut the rest off below about 14 bits (DeepSeek-V3, arXiv 2412.19437, 3.3.2), 33 operands in each of
+  // four steps. Blocks are added in FP32, the result is rounded to bf16.
+  void expect_near(const std::vector<bf16>& y, std::int64_t t, std::int64_t column) const {
+    double sum = 0;
+    double allowed = 0;
+    double magnitude = 0;
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      double block = 0;
+      double largest = 0;
+      for (std::int64_t i = b * kBlock; i < std::min(k, (b + 1) * kBlock); ++i) {
+        const double product = static_cast<double>(e4m3_to_float(x[static_cast<std::size_t>(t * k + i)])) *
+                               e4m3_to_float(weight[static_cast<std::size_t>(column * k + i)]);
+        block += product;
+        largest = std::max({largest, std::fabs(product), std::fabs(block)});
+      }
+      const double scale = static_cast<double>(x_scales[static_cast<std::size_t>(t * blocks + b)]) *
+                           weight_scales[static_cast<std::size_t>(
+                               scale_rows[static_cast<std::size_t>(column / 16)] * blocks + b)];
+      sum += block * scale;
+      allowed += 4 * 33 * 0x1p-13 * largest * scale;
+      magnitude += std::fabs(block * scale);
+    }
+    if (!bias.empty()) sum += bias[static_cast<std::size_t>(column)];
+    allowed += (static_cast<double>(blocks) + 3) * 0x1p-24 * (magnitude + std::fabs(sum));
+    const double got = to_float(y[static_cast<std::size_t>(t * stride + column)]);
+    ASSERT_NEAR(got, sum, allowed * (1 + kHalfBf16) + kHalfBf16 * std::fabs(sum))
+        << "token " << t << " column " << column;
+  }
+
+  // Every element written, nothing else touched; `samples` elements against FP64, or all of them.
+  void expect_right(GpuRandom& random, const std::vector<bf16>& y, std::int64_t samples) const {
+    for (std::int64_t t = 0; t < m; ++t)
+      for (std::int64_t c = 0; c < stride; ++c)
+        ASSERT_EQ(std::isnan(to_float(y[static_cast<std::size_t>(t * stride + c)])), c >= n)
+            << "token " << t << " column " << c;
+    if (samples >= m * n) {
+      for (std::int64_t i = 0; i < m * n; ++i) ASSERT_NO_FATAL_FAILURE(expect_near(y, i / n, i % n));
+      return;
+    }
+    for (std::int64_t i = 0; i < samples; ++i)
+      ASSERT_NO_FATAL_FAILURE(expect_near(y, random.in(0, m - 1), random.in(0, n - 1)));
+  }
+
+  std::int64_t m, n, k, blocks, stride;
+  std::vector<std::uint8_t> weight, x;
+  std::vector<float> weight_scales, x_scales, bias;
+  std::vector<std::int32_t> scale_rows;
+  DeviceBuffer device_weight, device_x, device_weight_scales, device_x_scales, device_scale_rows, device_bias;
+};
+
+bool same(const bf16* a, const bf16* b, std::int64_t count) {
+  return std::memcmp(a, b, static_cast<std::size_t>(count) * sizeof(bf16)) == 0;
+}
+
+class GpuGemm : public testing::Test {
+ protected:
+  GpuRandom random_;
+};
+
+TEST_F(GpuGemm, RandomAndRaggedShapesAgainstFp64) {
+  for (int round = 0; round < 60; ++round) {
+    const std::int64_t m = round % 3 == 0 ? random_.in(65, 400) : random_.in(1, 64);
+    const std::int64_t n = 16 * random_.in(1, 60);
+    const std::int64_t k = 16 * random_.in(1, 90);
+    SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " N " << n << " K " << k);
+    const Problem problem(random_, m, n, k, round % 4 == 0);
+    problem.expect_right(random_, problem.run(0, m), 4000);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(GpuGemm, ShapesOfModels) {
+  constexpr std::int64_t kShapes[][2] = {{576, 1536},  {960, 576},   {3072, 576},
+                                         {4096, 4096}, {6144, 4096}, {8448, 512}};
+  for (const auto& shape : kShapes)
+    for (const std::int64_t m : {1, 7, 64, 65, 200}) {
+      SCOPED_TRACE(testing::Message()
+                   << "seed " << random_.seed() << " M " << m << " N " << shape[0] << " K " << shape[1]);
+      const Problem problem(random_, m, shape[0], shape[1], false);
+      problem.expect_right(random_, problem.run(0, m), 2000);
+      if (HasFatalFailure()) return;
+    }
+}
+
+// Every kernel, cluster size and ring must give the bits that the chooser's gives.
+TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
+  for (int round = 0; round < 3; ++round) {
+    const Problem problem(random_, 130, 16 * random_.in(20, 50), 16 * random_.in(20, 60), true);
+    for (const int tokens : {8, 16, 32, 64, 128}) {
+      const std::int64_t m = round == 0 ? problem.m : random_.in(1, tokens);
+      const auto want = problem.run(0, m);
+      for (const auto& [groups, per_group] : {std::pair{1, 1}, {2, 1}, {4, 1}, {2, 2}}) {
+        if ((per_group == 2 && tokens != 128) || (groups == 4 && tokens == 128)) continue;
+        for (const auto& [row_cluster, token_cluster] :
+             {std::pair{1, 1}, {2, 1}, {4, 1}, {1, 2}, {1, 4}, {2, 2}}) {
+          if (tokens % (8 * row_cluster) != 0) continue;
+          cuda::GemmPlan plan;
+          plan.tokens = tokens;
+          plan.groups = groups;
+          plan.per_group = per_group;
+          plan.rows = static_cast<int>(16 * random_.in(1, 4 * groups * per_group));
+          if (plan.rows % (8 * token_cluster) != 0) plan.rows = 32;
+          plan.row_cluster = row_cluster;
+          plan.token_cluster = token_cluster;
+          const int least = cuda::min_stages(tokens, groups, per_group);
+          plan.weight_stages = static_cast<int>(random_.in(least, least + 2));
+          plan.token_stages = static_cast<int>(random_.in(least, least + 2));
+          SCOPED_TRACE(testing::Message()
+                       << "seed " << random_.seed() << " M " << m << " N " << problem.n << " K " << problem.k
+                       << " tokens " << tokens << " groups " << groups << "x" << per_group << " rows "
+                       << plan.rows << " cluster " << row_cluster << "x" << token_cluster);
+          const auto got =
+              problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) { cuda::fp8_gemm(gemm, plan, nullptr); });
+          std::size_t wrong = 0;
+          for (std::size_t i = 0; i < got.size(); ++i) wrong += got[i].bits != want[i].bits;
+          EXPECT_EQ(wrong, 0) << "of " << got.size();
+        }
+      }
+    }
+  }
+}
+
+TEST_F(GpuGemm, ATokenHasTheSameBitsAloneAndInAnyBatch) {
+  for (const auto& [n, k] : {std::pair{6144, 4096}, {1536, 576}, {4096, 2000}}) {
+    const Problem problem(random_, 300, n, k, false);
+    const auto all = problem.run(0, 300);
+    for (int round = 0; round < 12; ++round) {
+      const std::int64_t first = random_.in(0, 299);
+      const std::int64_t count = round < 3 ? 1 : std::min<std::int64_t>(300 - first, random_.in(1, 150));
+      if (first * k % 16 != 0) continue;
+      const auto part = problem.run(first, count);
+      EXPECT_TRUE(same(part.data(), all.data() + first * problem.stride, count * problem.stride))
+          << "seed " << random_.seed() << " tokens " << first << " + " << count;
+    }
+  }
+}
+
+TEST_F(GpuGemm, EveryRunGivesTheSameBits) {
+  for (const std::int64_t m : {1, 33, 64, 256}) {
+    const Problem problem(random_, m, 4096, 4096, false);
+    const auto once = problem.run(0, m);
+    for (int i = 0; i < 5; ++i) {
+      const auto again = problem.run(0, m);
+      EXPECT_TRUE(same(again.data(), once.data(), static_cast<std::int64_t>(once.size()))) << "M " << m;
+    }
+  }
+}
+
+// A chain of layers and quantizers, each of which reads what the one before wrote, with launches that
+// overlap.
+TEST_F(GpuGemm, OverlappingLaunchesWaitForTheirInput) {
+  constexpr std::int64_t kM = 16;
+  constexpr std::int64_t kSize = 2048;
+  Problem problem(random_, kM, kSize, kSize, false);
+  // Scales that keep the values' size from layer to layer: codes of 60, √K of them.
+  for (float& scale : problem.weight_scales) scale = 1 / (60.0F * std::sqrt(static_cast<float>(kSize)));
+  problem.device_weight_scales = to_device(problem.weight_scales);
+  const DeviceBuffer y(kM * kSize * sizeof(bf16));
+  const DeviceBuffer codes(kM * kSize);
+  const DeviceBuffer scales(kM * kSize / kBlock * sizeof(float));
+  cudaStream_t stream = nullptr;
+  cuda::check(cudaStreamCreate(&stream), "stream");
+  const auto chain = [&](bool early) {
+    for (const DeviceBuffer* buffer : {&y, &codes, &scales})
+      cuda::check(cudaMemsetAsync(buffer->data(), 0xff, buffer->bytes(), stream), "poison");
+    for (int i = 0; i < 40; ++i) {
+      const bool first = i == 0;
+      cuda::fp8_gemm({.tokens = kM,
+                      .out = kSize,
+                      .in = kSize,
+                      .weight = problem.device_weight.data<std::uint8_t>(),
+                      .weight_scales = problem.device_weight_scales.data<float>(),
+                      .scale_rows = problem.device_scale_rows.data<std::int32_t>(),
+                      .x = first ? problem.device_x.data<std::uint8_t>() : codes.data<std::uint8_t>(),
+                      .x_scales = first ? problem.device_x_scales.data<float>() : scales.data<float>(),
+                      .y = y.data<bf16>(),
+                      .y_stride = kSize,
+                      .early = early,
+                      .next_weight = problem.device_weight.data<std::uint8_t>(),
+                      .next_out = kSize,
+                      .next_in = kSize},
+                     stream);
+      cuda::quantize_activations(y.data<bf16>(), kM, kSize, false, codes.data<std::uint8_t>(),
+                                 scales.data<float>(), stream);
+    }
+    cuda::check(cudaStreamSynchronize(stream), "chain");
+    return to_host<std::uint16_t>(y);
+  };
+  const auto plain = chain(false);
+  for (const std::uint16_t bits : plain) ASSERT_TRUE(std::isfinite(to_float(bf16{bits})));
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(chain(true), plain);
+  cudaStreamDestroy(stream);
+}
+
+// cuBLASLt computes the same function, with sums of another order.
+TEST_F(GpuGemm, CublasLtAgrees) {
+  cuda::CublasLt lt;
+  for (const auto& [n, k] : {std::pair{4096, 4096}, {1536, 640}})
+    for (const std::int64_t m : {1, 16, 61, 200}) {
+      SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " N " << n << " K " << k);
+      Problem problem(random_, m, n, k, m == 61);
+      // One matrix of 128×128 blocks.
+      for (std::size_t i = 0; i < problem.scale_rows.size(); ++i)
+        problem.scale_rows[i] = static_cast<std::int32_t>(i / 8);
+      problem.weight_scales.resize(static_cast<std::size_t>(blocks_of(n) * problem.blocks), 0.01F);
+      problem.device_weight_scales = to_device(problem.weight_scales);
+      for (float& value : problem.bias) value = to_float(to_bf16(value));
+      if (!problem.bias.empty()) problem.device_bias = to_device(problem.bias);
+      const auto y = problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) { lt.fp8_gemm(gemm, nullptr); });
+      problem.expect_right(random_, y, 2000);
+      if (HasFatalFailure()) return;
+    }
+}
+
+TEST_F(GpuGemm, SaysWhatIsWrongWithAShape) {
+  cuda::Fp8Gemm gemm{.tokens = 1, .out = 24, .in = 128, .y_stride = 24};
+  EXPECT_THROW(cuda::fp8_gemm(gemm, nullptr), Error);
+  gemm.out = 32;
+  EXPECT_THROW(cuda::fp8_gemm(gemm, nullptr), Error);  // rows of the result overlap
+  gemm.y_stride = 32;
+  gemm.weight = reinterpret_cast<const std::uint8_t*>(8);
+  EXPECT_THROW(cuda::fp8_gemm(gemm, nullptr), Error);
+  gemm.tokens = 0;
+  cuda::fp8_gemm(gemm, nullptr);
+}
+
+}  // namespace
+}  // namespace octavo
