@@ -82,7 +82,8 @@ at::Tensor flat_view(const at::Tensor& buffer, std::int64_t offset, std::int64_t
 }
 
 TensorView tensor_view(const at::Tensor& buffer, const Parameter& parameter) {
-  return {buffer.const_data_ptr<float>() + parameter.offset, DType::kF32, parameter.shape, 0};
+  return {buffer.const_data_ptr<float>() + parameter.offset, DType::kF32, parameter.shape, 0,
+          buffer.is_cuda()};
 }
 
 void load_parameters(const Checkpoint& checkpoint, const ParameterLayout& layout, at::Tensor& buffer) {

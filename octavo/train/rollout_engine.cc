@@ -37,7 +37,10 @@ std::unique_ptr<Engine> make_rollout_engine(const Recipe& recipe, const std::str
 
 RefitStats refit(Engine& engine, const Policy& policy, std::uint64_t version, KvPolicy kv) {
   const auto transaction = engine.begin_refit({.version = version, .kv = kv});
-  const at::Tensor values = policy.values().cpu();  // itself, where it lies in host memory
+  const at::Tensor& values = policy.values();
+  // What the engine reads on its own streams must be there: a value in the host's hands is, with all before
+  // it.
+  if (values.is_cuda()) values[0].item<float>();
   for (const Parameter& p : policy.layout().all()) transaction->put(p.name, tensor_view(values, p));
   return transaction->commit();
 }
