@@ -8,23 +8,17 @@
 namespace octavo {
 namespace {
 
-struct Run {
-  std::int64_t prefix_begin = 0;
-  std::int64_t prefix = 0;
-  std::int64_t begin = 0;
-  std::int64_t count = 0;
-};
-
-at::Tensor to_tensor(const std::vector<std::int64_t>& values, at::Device device) {
+template <typename T>
+at::Tensor to_tensor(const std::vector<T>& values, at::Device device) {
   at::Tensor out = at::empty({static_cast<std::int64_t>(values.size())}, at::kLong);
   std::copy(values.begin(), values.end(), out.mutable_data_ptr<std::int64_t>());
   return out.to(device);
 }
 
-AttentionRuns make_runs(const std::vector<Run>& runs, at::Device device) {
+AttentionRuns make_runs(const std::vector<PackedRun>& runs, at::Device device) {
   std::int64_t queries = 0;
   std::int64_t keys = 0;
-  for (const Run& run : runs) {
+  for (const PackedRun& run : runs) {
     queries = std::max(queries, run.count);
     keys = std::max(keys, run.prefix + run.count);
   }
@@ -35,7 +29,7 @@ AttentionRuns make_runs(const std::vector<Run>& runs, at::Device device) {
   at::Tensor valid = at::zeros({count, queries, 1}, at::kFloat);
   std::vector<std::int64_t> real;
   for (std::int64_t r = 0; r < count; ++r) {
-    const Run& run = runs[static_cast<std::size_t>(r)];
+    const PackedRun& run = runs[static_cast<std::size_t>(r)];
     auto* q = query_rows.mutable_data_ptr<std::int64_t>() + r * queries;
     auto* k = key_rows.mutable_data_ptr<std::int64_t>() + r * keys;
     auto* mask = hidden.mutable_data_ptr<bool>() + r * queries * keys;
@@ -59,47 +53,52 @@ AttentionRuns make_runs(const std::vector<Run>& runs, at::Device device) {
 }  // namespace
 
 PackedBatch pack(std::span<const TrainSequence> sequences, at::Device device) {
-  std::vector<std::int64_t> ids;
-  std::vector<std::int64_t> positions;
-  std::vector<std::int64_t> logit_rows;
-  std::vector<std::int64_t> targets;
-  std::vector<Run> prompts;
-  std::vector<Run> responses;
   PackedBatch batch;
   const auto append = [&](std::span<const std::int32_t> tokens, std::int64_t first_position) {
-    const auto begin = static_cast<std::int64_t>(ids.size());
+    const auto begin = static_cast<std::int64_t>(batch.host_ids.size());
     for (std::size_t i = 0; i < tokens.size(); ++i) {
-      ids.push_back(tokens[i]);
-      positions.push_back(first_position + static_cast<std::int64_t>(i));
+      batch.host_ids.push_back(tokens[i]);
+      batch.host_positions.push_back(
+          static_cast<std::int32_t>(first_position + static_cast<std::int64_t>(i)));
     }
     return begin;
   };
+  std::vector<std::size_t> prompt_of;
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     const auto& [prompt, response] = sequences[s];
     assert(!prompt.empty() && !response.empty());
-    const auto prompt_tokens = static_cast<std::int64_t>(prompt.size());
     if (s == 0 || !std::ranges::equal(prompt, sequences[s - 1].prompt))
-      prompts.push_back({.begin = append(prompt, 0), .count = prompt_tokens});
-    const std::int64_t prompt_begin = prompts.back().begin;
-    const std::int64_t begin = append(response.first(response.size() - 1), prompt_tokens);
+      batch.prompts.push_back(
+          {.begin = append(prompt, 0), .count = static_cast<std::int64_t>(prompt.size())});
+    prompt_of.push_back(batch.prompts.size() - 1);
+  }
+  batch.prompt_tokens = static_cast<std::int64_t>(batch.host_ids.size());
+
+  std::vector<std::int64_t> logit_rows;
+  std::vector<std::int64_t> targets;
+  for (std::size_t s = 0; s < sequences.size(); ++s) {
+    const std::span<const std::int32_t> response = sequences[s].response;
+    const PackedRun& prompt = batch.prompts[prompt_of[s]];
+    const std::int64_t begin = append(response.first(response.size() - 1), prompt.count);
     if (response.size() > 1)
-      responses.push_back({.prefix_begin = prompt_begin,
-                           .prefix = prompt_tokens,
-                           .begin = begin,
-                           .count = static_cast<std::int64_t>(response.size()) - 1});
+      batch.responses.push_back({.begin = begin,
+                                 .count = static_cast<std::int64_t>(response.size()) - 1,
+                                 .prompt = prompt_of[s],
+                                 .prefix_begin = prompt.begin,
+                                 .prefix = prompt.count});
     for (std::size_t i = 0; i < response.size(); ++i) {
-      logit_rows.push_back(i == 0 ? prompt_begin + prompt_tokens - 1
+      logit_rows.push_back(i == 0 ? prompt.begin + prompt.count - 1
                                   : begin + static_cast<std::int64_t>(i) - 1);
       targets.push_back(response[i]);
     }
     batch.lengths.push_back(static_cast<std::int64_t>(response.size()));
   }
-  batch.token_ids = to_tensor(ids, device);
-  batch.positions = to_tensor(positions, device);
+  batch.token_ids = to_tensor(batch.host_ids, device);
+  batch.positions = to_tensor(batch.host_positions, device);
   batch.logit_rows = to_tensor(logit_rows, device);
   batch.targets = to_tensor(targets, device);
-  batch.runs.push_back(make_runs(prompts, device));
-  if (!responses.empty()) batch.runs.push_back(make_runs(responses, device));
+  batch.runs.push_back(make_runs(batch.prompts, device));
+  if (!batch.responses.empty()) batch.runs.push_back(make_runs(batch.responses, device));
   return batch;
 }
 

@@ -28,7 +28,23 @@ struct AttentionRuns {
   at::Tensor real;        // indices into the flattened [runs · queries] of those that are not padding
 };
 
+// A run of packed tokens of one sequence: a prompt, or a response after its prompt.
+struct PackedRun {
+  std::int64_t begin = 0;
+  std::int64_t count = 0;
+  std::size_t prompt = 0;         // of a response: its place among the prompts
+  std::int64_t prefix_begin = 0;  // of a response: where the prompt lies, and its length
+  std::int64_t prefix = 0;
+};
+
+// All prompts, then all responses.
 struct PackedBatch {
+  std::vector<std::int32_t> host_ids;        // [T]
+  std::vector<std::int32_t> host_positions;  // [T]
+  std::vector<PackedRun> prompts;
+  std::vector<PackedRun> responses;
+  std::int64_t prompt_tokens = 0;  // the first response's begin
+
   at::Tensor token_ids;               // [T] int64
   at::Tensor positions;               // [T] int64
   std::vector<AttentionRuns> runs;    // covering each token once

@@ -17,6 +17,10 @@ Policy::Policy(const ModelSpec& spec, const PolicyOptions& options, ThreadPool& 
     gradients_ = at::zeros({layout_.size()}, on_device);
     compute_ = at::zeros({layout_.size()}, on_device);
   }
+  if (options.bf16 && options.weights.precision == Precision::kFP8)
+    matched_ = MatchedFp8::of(Weights(spec, options.weights));
+  if (options.bf16 && options.device.is_cpu())
+    engine_forward_ = std::make_unique<EngineForward>(spec, options.weights, options.max_positions, pool);
   const std::int64_t half = spec.head_dim / 2;
   at::Tensor cos = at::empty({options.max_positions, 1, half});
   at::Tensor sin = at::empty({options.max_positions, 1, half});
@@ -26,12 +30,13 @@ Policy::Policy(const ModelSpec& spec, const PolicyOptions& options, ThreadPool& 
 }
 
 void Policy::weights_changed() {
+  if (engine_forward_) engine_forward_->load(layout_, values_);
   const auto prepare = [this](std::int64_t offset, std::int64_t rows, std::int64_t cols,
                               const std::string& name) {
     const at::Tensor source = flat_view(values_, offset, rows, cols);
     at::Tensor target = flat_view(compute_, offset, rows, cols);
-    if (options_.matched.has(name)) {
-      fake_quantize_weight(source, options_.matched.weight_scaling, name, pool_, target);
+    if (matched_.has(name)) {
+      fake_quantize_weight(source, matched_.weight_scaling, name, pool_, target);
     } else {
       if (options_.trainable) target.copy_(source);
       round_bf16(target, options_.bf16);
@@ -58,8 +63,8 @@ at::Tensor Policy::run(const Linear& layer, const at::Tensor& x) const {
 
 // The parts of a fused matrix share a precision, so the first part's tells.
 at::Tensor Policy::quantized(const LinearParameters& consumer, const at::Tensor& x) const {
-  if (!options_.matched.has(consumer.parts.front().name)) return x;
-  return fake_quantize_activations(x, options_.matched.pow2_activations);
+  if (!matched_.has(consumer.parts.front().name)) return x;
+  return fake_quantize_activations(x, matched_.pow2_activations);
 }
 
 at::Tensor Policy::layer_forward(const LayerParameters& p, const PackedBatch& batch, const at::Tensor& cos,
@@ -100,7 +105,7 @@ at::Tensor Policy::layer_forward(const LayerParameters& p, const PackedBatch& ba
   return tape.residual_mid + run(linear_at(p.down), tape.gated);
 }
 
-at::Tensor Policy::logprobs(const PackedBatch& batch, PolicyTape* tape) const {
+at::Tensor Policy::hidden_states(const PackedBatch& batch, PolicyTape* tape) const {
   const at::Tensor cos = cos_.index_select(0, batch.positions);
   const at::Tensor sin = sin_.index_select(0, batch.positions);
   const at::Tensor embedding = flat_view(compute_, layout_.embedding(), spec_.vocab_size, spec_.hidden_size);
@@ -117,8 +122,15 @@ at::Tensor Policy::logprobs(const PackedBatch& batch, PolicyTape* tape) const {
     tape->final_rows = rows;
     tape->final_inverse_rms = last.inverse_rms;
     tape->hidden = hidden;
-    tape->cos = cos;
-    tape->sin = sin;
+  }
+  return hidden;
+}
+
+at::Tensor Policy::logprobs(const PackedBatch& batch, PolicyTape* tape) const {
+  const at::Tensor hidden = engine_forward_ ? engine_forward_->run(batch, tape) : hidden_states(batch, tape);
+  if (tape != nullptr) {
+    tape->cos = cos_.index_select(0, batch.positions);
+    tape->sin = sin_.index_select(0, batch.positions);
   }
   const at::Tensor head = flat_view(compute_, layout_.lm_head(), spec_.vocab_size, spec_.hidden_size);
   return token_logprobs(hidden, head, batch.targets, options_.temperature);

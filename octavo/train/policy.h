@@ -3,20 +3,24 @@
 //
 // Weights and gradients are FP32; the forward pass computes with weights and activations that were rounded to
 // bf16 where the engine rounds them (model.cc there is this forward pass for generation), or with the
-// engine's FP8 values (matched_fp8.h).
+// engine's FP8 values (matched_fp8.h). On a CPU the engine's own operations compute it (engine_forward.h), to
+// the bit; elsewhere, and without rounding, libtorch's.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "octavo/base/thread_pool.h"
 #include "octavo/checkpoint/model_spec.h"
+#include "octavo/train/engine_forward.h"
 #include "octavo/train/matched_fp8.h"
 #include "octavo/train/packed_batch.h"
 #include "octavo/train/parameters.h"
+#include "octavo/train/policy_tape.h"
 
 namespace octavo {
 
@@ -25,19 +29,9 @@ struct PolicyOptions {
   bool trainable = true;   // false: no gradients, and weights are rounded in their place
   double temperature = 1;  // of the log-probabilities
   std::int64_t max_positions = 0;
-  MatchedFp8 matched = {};
+  // What the forward pass computes with: bf16, or the engine's FP8 layers. Needs `bf16`.
+  WeightOptions weights = {.precision = Precision::kBF16};
   at::Device device = at::kCPU;
-};
-
-// What a backward pass needs of its forward pass. Tokens T, values as in functions.h.
-struct LayerTape {
-  at::Tensor residual_in, inverse_rms_in, attention_in;  // attention_in, …: the inputs of linear layers
-  at::Tensor qkv, q_inverse_rms, k_inverse_rms, q, k, v, attended;
-  at::Tensor residual_mid, inverse_rms_mid, mlp_in, gate_up, gated;
-};
-struct PolicyTape {
-  std::vector<LayerTape> layers;
-  at::Tensor final_rows, final_inverse_rms, hidden, cos, sin;
 };
 
 class Policy {
@@ -73,6 +67,7 @@ class Policy {
   at::Tensor vector_gradient_at(std::int64_t offset, std::int64_t size) const {
     return flat_view(gradients_, offset, size);
   }
+  at::Tensor hidden_states(const PackedBatch& batch, PolicyTape* tape) const;
   at::Tensor layer_forward(const LayerParameters& p, const PackedBatch& batch, const at::Tensor& cos,
                            const at::Tensor& sin, const at::Tensor& residual, LayerTape& tape) const;
   at::Tensor layer_backward(const LayerParameters& p, const PackedBatch& batch, const PolicyTape& tape,
@@ -81,11 +76,13 @@ class Policy {
   ModelSpec spec_;
   PolicyOptions options_;
   ThreadPool& pool_;
+  MatchedFp8 matched_;
   ParameterLayout layout_;
   at::Tensor values_;
   at::Tensor gradients_;
-  at::Tensor compute_;  // what linear layers and the embedding compute with
-  at::Tensor cos_;      // [max_positions, 1, head_dim / 2]
+  at::Tensor compute_;                             // what linear layers and the embedding compute with
+  std::unique_ptr<EngineForward> engine_forward_;  // null: libtorch computes
+  at::Tensor cos_;                                 // [max_positions, 1, head_dim / 2]
   at::Tensor sin_;
 };
 

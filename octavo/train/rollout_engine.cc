@@ -20,11 +20,10 @@ WeightOptions weight_options(const GenerationConfig& generation) {
 
 std::unique_ptr<Engine> make_rollout_engine(const Recipe& recipe, const std::string& device_name,
                                             const ModelSpec& spec, std::shared_ptr<const Tokenizer> tokenizer,
-                                            ThreadPool& pool, MatchedFp8* matched) {
+                                            ThreadPool& pool) {
   const GenerationConfig& g = recipe.policy.generation;
   Device device = make_device(device_name, pool);
   auto model = std::make_unique<Model>(spec, weight_options(g), std::move(device.weights), *device.storage);
-  if (matched != nullptr) *matched = MatchedFp8::of(model->weights());
   EngineOptions options;
   options.max_sequences = g.octavo_cfg.max_sequences;
   options.max_batch_tokens = g.octavo_cfg.max_batch_tokens;

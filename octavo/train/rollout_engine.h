@@ -17,10 +17,10 @@ namespace octavo {
 WeightOptions weight_options(const GenerationConfig& generation);
 
 // An engine as policy.generation says, on `device` ("cpu", "cuda"), without weights: refit it before it
-// generates. `matched` (unless null) hears which tensors it holds in FP8.
+// generates.
 std::unique_ptr<Engine> make_rollout_engine(const Recipe& recipe, const std::string& device,
                                             const ModelSpec& spec, std::shared_ptr<const Tokenizer> tokenizer,
-                                            ThreadPool& pool, MatchedFp8* matched);
+                                            ThreadPool& pool);
 
 // The policy's weights, read where they lie, become the engine's version `version`.
 RefitStats refit(Engine& engine, const Policy& policy, std::uint64_t version, KvPolicy kv);

@@ -42,15 +42,15 @@ void check_supported(const Recipe& recipe) {
         "raw_logprobs");
 }
 
-PolicyOptions policy_options(const Recipe& recipe, const MatchedFp8& matched, at::Device device,
-                             bool trainable) {
+PolicyOptions policy_options(const Recipe& recipe, at::Device device, bool trainable) {
   const GenerationConfig& g = recipe.policy.generation;
   const bool raw = g.vllm_cfg.logprobs_mode == "raw_logprobs";
   return {.bf16 = recipe.policy.precision == "bfloat16",
           .trainable = trainable,
           .temperature = raw ? 1.0 : g.temperature,
           .max_positions = recipe.policy.max_total_sequence_length,
-          .matched = matched,
+          .weights = recipe.policy.matched_fp8_forward ? weight_options(g)
+                                                       : WeightOptions{.precision = Precision::kBF16},
           .device = device};
 }
 
@@ -81,13 +81,11 @@ Trainer::Trainer(const Recipe& recipe, bool resume)
 
   status("loading the model");
   const at::Device device = training_device(recipe.cluster);
-  engine_ = make_rollout_engine(recipe, device.is_cuda() ? "cuda" : "cpu", spec_, tokenizer_, engine_pool_,
-                                recipe.policy.matched_fp8_forward ? &matched_ : nullptr);
-  policy_ = std::make_unique<Policy>(spec_, policy_options(recipe, matched_, device, true), trainer_pool_);
+  engine_ = make_rollout_engine(recipe, device.is_cuda() ? "cuda" : "cpu", spec_, tokenizer_, engine_pool_);
+  policy_ = std::make_unique<Policy>(spec_, policy_options(recipe, device, true), trainer_pool_);
   const bool penalty = recipe.loss_fn.reference_policy_kl_penalty != 0;
   if (penalty) {
-    reference_ =
-        std::make_unique<Policy>(spec_, policy_options(recipe, matched_, device, false), trainer_pool_);
+    reference_ = std::make_unique<Policy>(spec_, policy_options(recipe, device, false), trainer_pool_);
     load_policy(recipe.policy.model_name, *reference_);
   }
   learner_ = std::make_unique<Learner>(recipe_, *policy_, reference_.get());

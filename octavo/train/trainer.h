@@ -54,7 +54,6 @@ class Trainer {
   ThreadPool trainer_pool_;  // for quantizing in the trainer while the engine may be generating
   std::shared_ptr<const Tokenizer> tokenizer_;
   PromptEncoder encoder_;
-  MatchedFp8 matched_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Policy> policy_;
   std::unique_ptr<Policy> reference_;
