@@ -115,7 +115,8 @@ bool CudaStepRunner::launch(const StepInput& input) {
     const DeviceBuffer old = std::move(results_);
     const std::size_t bytes = old.bytes();
     grow(2 * tasks_.size());
-    check(cudaMemcpy(results_.data(), old.data(), bytes, cudaMemcpyDeviceToDevice), "copy of results");
+    check_arrived(cudaMemcpy(results_.data(), old.data(), bytes, cudaMemcpyDeviceToDevice),
+                  "copy of results");
   }
 
   const auto* const tasks = reinterpret_cast<const SampleTask*>(

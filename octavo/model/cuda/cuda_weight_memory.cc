@@ -59,14 +59,16 @@ class CudaWeightMemory final : public WeightMemory {
       for (std::int64_t c = 0; c < cols; ++c)
         if ((line[c] & 0x7f) == kE4M3Nan) return r * cols + c;
     }
-    check(cudaMemcpy2D(at<std::uint8_t>(place.data) + row * place.cols, static_cast<std::size_t>(place.cols),
-                       codes.data, static_cast<std::size_t>(codes.stride()), static_cast<std::size_t>(cols),
-                       static_cast<std::size_t>(rows), cudaMemcpyHostToDevice),
-          "copy of codes");
-    check(cudaMemcpy(scales_of(place, row), scales,
-                     static_cast<std::size_t>(blocks_of(rows) * blocks_of(place.cols)) * sizeof(float),
-                     cudaMemcpyHostToDevice),
-          "copy of scales");
+    check_arrived(
+        cudaMemcpy2D(at<std::uint8_t>(place.data) + row * place.cols, static_cast<std::size_t>(place.cols),
+                     codes.data, static_cast<std::size_t>(codes.stride()), static_cast<std::size_t>(cols),
+                     static_cast<std::size_t>(rows), cudaMemcpyHostToDevice),
+        "copy of codes");
+    check_arrived(
+        cudaMemcpy(scales_of(place, row), scales,
+                   static_cast<std::size_t>(blocks_of(rows) * blocks_of(place.cols)) * sizeof(float),
+                   cudaMemcpyHostToDevice),
+        "copy of scales");
     return std::nullopt;
   }
 

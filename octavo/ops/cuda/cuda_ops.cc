@@ -213,7 +213,7 @@ void CudaOps::make_workspace(const AttentionShape& shape, const Activation& out)
     partials_ = DeviceBuffer(attention_partial_bytes(shape));
   if (counters_.bytes() < attention_counter_bytes(shape)) {
     counters_ = DeviceBuffer(attention_counter_bytes(shape));
-    check(cudaMemset(counters_.data(), 0, counters_.bytes()), "clearing memory");
+    check_arrived(cudaMemset(counters_.data(), 0, counters_.bytes()), "clearing memory");
   }
   const auto unquantized =
       static_cast<std::size_t>(std::max(max_tokens_, batch_.tokens) * out.cols) * sizeof(bf16);

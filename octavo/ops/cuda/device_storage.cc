@@ -113,7 +113,7 @@ void DeviceMemory::create() {
   }
   driver().check(created, "memory allocation");
   map();
-  check(cudaMemset(data_, 0, mapped_bytes_), "clearing memory");
+  check_arrived(cudaMemset(data_, 0, mapped_bytes_), "clearing memory");
 }
 
 void DeviceMemory::map() {
@@ -154,7 +154,7 @@ std::unique_ptr<Memory> DeviceStorage::allocate(std::size_t bytes) {
 }
 
 void DeviceStorage::upload(void* to, const void* from, std::size_t bytes) {
-  check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "copy to the device");
+  check_arrived(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "copy to the device");
 }
 void DeviceStorage::download(void* to, const void* from, std::size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "copy from the device");

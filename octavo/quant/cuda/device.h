@@ -42,12 +42,20 @@ class DeviceBuffer {
   std::size_t bytes_ = 0;
 };
 
+// Checks a copy or fill of the default stream and waits until it is there. cudaMemset, and cudaMemcpy out of
+// memory that is not pinned, may return before that (CUDA runtime API, "API synchronization behavior"), and
+// the streams that Octavo computes in do not wait for the default one.
+inline void check_arrived(cudaError_t status, const char* what) {
+  check(status, what);
+  check(cudaStreamSynchronize(cudaStreamLegacy), what);
+}
+
 // Host to device and back; both wait.
 template <typename T>
 DeviceBuffer to_device(std::span<const T> values) {
   DeviceBuffer out(values.size_bytes());
-  check(cudaMemcpy(out.data(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
-        "copy to the device");
+  check_arrived(cudaMemcpy(out.data(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
+                "copy to the device");
   return out;
 }
 template <typename T>
