@@ -254,8 +254,14 @@ void read_quantization(ConfigReader& config, ModelSpec& spec) {
   quantization.only("fmt", "e4m3", "the FP8 format");
   quantization.need("activation_scheme");
   quantization.only("activation_scheme", "dynamic", "activations scaled in groups as they come");
-  // "ue8m0" asks for activation scales that are powers of two.
-  quantization.only("scale_fmt", "float", "activation scales of any value");
+  if (const json* format = quantization.find("scale_fmt"); format != nullptr) {
+    if (*format != "float" && *format != "ue8m0")
+      fail(
+          "{}: 'scale_fmt' is {}, but Octavo has \"float\" (scales of any value) and \"ue8m0\" (powers of "
+          "two)",
+          quantization.where(), printable_json(*format));
+    spec.fp8_pow2_scales = *format == "ue8m0";
+  }
   const json& size = quantization.need("weight_block_size");
   if (size != json::array({128, 128}))
     fail("{}: weight_block_size is {}, but Octavo computes with [128,128]", quantization.where(),

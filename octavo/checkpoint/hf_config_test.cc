@@ -123,6 +123,9 @@ TEST(HfConfig, Qwen3Fp8) {
   config["quantization_config"]["modules_to_not_convert"] = {"lm_head", "model.layers.0.mlp.down_proj"};
   config["quantization_config"].erase("fmt");  // transformers writes none
   EXPECT_THAT(parse(config).fp8_ignored, ElementsAre("lm_head", "model.layers.0.mlp.down_proj"));
+  EXPECT_FALSE(parse(config).fp8_pow2_scales);
+  config["quantization_config"]["scale_fmt"] = "ue8m0";
+  EXPECT_TRUE(parse(config).fp8_pow2_scales);
 }
 
 TEST(HfConfig, SmolLM2) {
@@ -380,9 +383,10 @@ TEST(HfConfig, RefusesOtherQuantization) {
           "'activation_scheme' is \"static\", but Octavo only computes \"dynamic\" (activations scaled in "
           "groups as they come)");
   EXPECT_EQ(
-      quantization_error({{"scale_fmt", "ue8m0"}}),
+      quantization_error({{"scale_fmt", "e5m3"}}),
       where +
-          "'scale_fmt' is \"ue8m0\", but Octavo only computes \"float\" (activation scales of any value)");
+          "'scale_fmt' is \"e5m3\", but Octavo has \"float\" (scales of any value) and \"ue8m0\" (powers "
+          "of two)");
   for (const json& names : {json("lm_head"), json({1})})
     EXPECT_EQ(quantization_error({{"modules_to_not_convert", names}}),
               where + "'modules_to_not_convert' must be a list of names");

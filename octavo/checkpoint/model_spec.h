@@ -48,6 +48,7 @@ struct ModelSpec {
   // quantization_config of a DeepSeek-style FP8 checkpoint.
   std::optional<std::array<std::int64_t, 2>> fp8_block_size;
   std::vector<std::string> fp8_ignored;
+  bool fp8_pow2_scales = false;  // scale_fmt "ue8m0": scales of weights and activations are powers of two
 };
 
 // Reads a config.json and, if given, a generation_config.json, whose end-of-sequence ids take precedence.

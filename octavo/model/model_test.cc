@@ -146,6 +146,16 @@ TEST_P(TinyModel, InstructionSetsAgreeToTheBit) {
     }
 }
 
+TEST(Weights, Ue8m0CheckpointsGetPowerOfTwoScales) {
+  ModelSpec spec = load_model_spec(kTiny + "llama");
+  EXPECT_FALSE(Weights(spec, {}).layers()[0].qkv.pow2_activations);
+  spec.fp8_pow2_scales = true;
+  const Weights weights(spec, {});
+  EXPECT_TRUE(weights.options().scaling.pow2);
+  EXPECT_TRUE(weights.layers()[0].qkv.pow2_activations);
+  EXPECT_TRUE(weights.layers()[1].down.pow2_activations);
+}
+
 TEST(Weights, FusedSiblingsMustShareAPrecision) {
   const ModelSpec spec = load_model_spec(kTiny + "llama");
   EXPECT_THROW(Weights(spec, {.ignored = {"k_proj"}}), Error);

@@ -88,6 +88,7 @@ Weights::Weights(const ModelSpec& spec, const WeightOptions& options, std::uniqu
   if (options.bf16_first < 0 || options.bf16_last < 0)
     fail("the numbers of first and last layers in bf16 must not be negative ({} and {})", options.bf16_first,
          options.bf16_last);
+  if (spec.fp8_pow2_scales) options_.scaling.pow2 = options_.pow2_activations = true;
   layers_.resize(static_cast<std::size_t>(spec.num_layers));
   bytes_ = lay_out(nullptr);
   lay_out(memory_->allocate(bytes_));

@@ -15,7 +15,8 @@
 
 namespace octavo {
 
-// Which linear layers are FP8, and how they are scaled. Embedding, norms and lm_head are always bf16.
+// Which linear layers are FP8, and how they are scaled. Embedding, norms and lm_head are always bf16. A
+// checkpoint whose config.json asks for powers of two gets them whatever stands here.
 struct WeightOptions {
   Precision precision = Precision::kFP8;
   ScalingOptions scaling;
