@@ -2,11 +2,16 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <string>
 
 #include "octavo/model/weights.h"
 
 namespace octavo {
+
+// Checks of a flag's text: an integer that is at least so much; a seed.
+CLI::Validator at_least(std::int64_t least);
+CLI::Validator seed_number();
 
 // Flags that every command with a loaded model shares.
 struct ModelFlags {

@@ -149,6 +149,7 @@ void add_generate(CLI::App& app) {
             options->has_seed = true;
           },
           "Prompt i is sampled with seed SEED + i (default: drawn)")
+      ->check(seed_number())
       ->type_name("SEED");
   command->add_option("--stop", sampling.stop, "Stop before this text; may be repeated")->type_name("TEXT");
   command->add_option("--stop-token-id", sampling.stop_token_ids, "Stop at this token; may be repeated");

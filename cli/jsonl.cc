@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <limits>
@@ -15,6 +16,9 @@
 #include "octavo/checkpoint/json.h"
 
 namespace octavo {
+
+namespace fs = std::filesystem;
+
 namespace {
 
 using nlohmann::json;
@@ -112,15 +116,23 @@ LineWriter::LineWriter(const std::string& path) : path_(path) {
     fd_ = STDOUT_FILENO;
     return;
   }
-  temporary_ = fmt::format("{}.tmp.{}", path, getpid());
-  fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (fs::is_directory(status)) fail("cannot write '{}': it is a folder; name a file", path);
+  if (fs::exists(status) && !fs::is_regular_file(status)) {
+    fd_ = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  } else {
+    if (fs::exists(status)) path_ = fs::canonical(path, error).string();  // a link stays one
+    temporary_ = fmt::format("{}.tmp.{}", path_, getpid());
+    fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  }
   if (fd_ < 0) fail("cannot write '{}': {}", path, std::strerror(errno));
 }
 
 LineWriter::~LineWriter() {
-  if (temporary_.empty() || fd_ < 0) return;
+  if (fd_ < 0 || fd_ == STDOUT_FILENO) return;
   close(fd_);
-  unlink(temporary_.c_str());
+  if (!temporary_.empty()) unlink(temporary_.c_str());
 }
 
 void LineWriter::flush() {

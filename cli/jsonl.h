@@ -34,8 +34,9 @@ struct Line {
 // The lines of a file ("-": standard input) that are not blank. Error if it cannot be read or holds none.
 std::vector<Line> read_lines(const std::string& path);
 
-// Writes lines to a file that appears under its name only when finish() has flushed it all, or to standard
-// output when the path is empty or "-". A failed write (a full disk) is a SystemError and leaves no file.
+// Writes lines to a file that appears under its name only when finish() has flushed it all, or straight to
+// standard output when the path is empty or "-", and to what is no file: a pipe or a device. A failed write
+// (a full disk) is a SystemError and leaves no file.
 class LineWriter {
  public:
   explicit LineWriter(const std::string& path);
@@ -50,7 +51,7 @@ class LineWriter {
   void flush();
 
   std::string path_;
-  std::string temporary_;  // empty: standard output
+  std::string temporary_;  // empty: nothing is renamed at the end
   int fd_ = -1;
   std::string pending_;
 };

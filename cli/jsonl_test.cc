@@ -1,10 +1,14 @@
 #include "cli/jsonl.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <csignal>
+#include <filesystem>
 
 #include "octavo/base/error.h"
 #include "octavo/checkpoint/json.h"
@@ -134,6 +138,43 @@ TEST(LineWriter, FailsWhereItCannotWrite) {
   const TestFolder folder;
   EXPECT_EQ(message_of<Error>([&] { const LineWriter writer(folder.file("absent/out")); }),
             "cannot write '" + folder.file("absent/out") + "': No such file or directory");
+  EXPECT_EQ(message_of<Error>([&] { const LineWriter writer(folder.file("")); }),
+            "cannot write '" + folder.file("") + "': it is a folder; name a file");
+}
+
+TEST(LineWriter, WritesThroughToWhatIsNoFile) {
+  const TestFolder folder;
+  const std::string pipe = folder.file("pipe");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  LineWriter writer(pipe);
+  writer.write("line");
+  writer.finish();
+  char read_back[16] = {};
+  EXPECT_EQ(read(reader, read_back, sizeof read_back), 5);
+  EXPECT_STREQ(read_back, "line\n");
+  close(reader);
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+  EXPECT_EQ(folder.files(), 1U);
+
+  const std::string message = message_of<SystemError>([] {
+    LineWriter full("/dev/full");
+    full.write("line");
+    full.finish();
+  });
+  EXPECT_EQ(message, "cannot write '/dev/full': No space left on device");
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/full"));
+}
+
+TEST(LineWriter, AFileBehindALinkIsReplacedAndTheLinkStays) {
+  const TestFolder folder;
+  const std::string path = folder.write("out", "old");
+  std::filesystem::create_symlink(path, folder.file("link"));
+  LineWriter writer(folder.file("link"));
+  writer.write("new");
+  writer.finish();
+  EXPECT_EQ(read_file(path), "new\n");
+  EXPECT_TRUE(std::filesystem::is_symlink(folder.file("link")));
 }
 
 TEST(LineWriter, FullDiskLeavesNothing) {

@@ -31,6 +31,11 @@ int main(int argc, char** argv) {
   octavo::add_compare(app);
   octavo::add_train(app);
 
+  const auto chosen = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
+  if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(chosen).empty()) {
+    fmt::print(stderr, "octavo: there is no command '{}' (see 'octavo --help')\n", argv[1]);
+    return 2;
+  }
   try {
     app.parse(argc, argv);
     return 0;

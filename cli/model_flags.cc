@@ -1,12 +1,34 @@
+#include <fmt/format.h>
+
+#include <charconv>
+
 #include "cli/commands.h"
 
 namespace octavo {
 
+CLI::Validator at_least(std::int64_t least) {
+  const auto check = [least](const std::string& text) -> std::string {
+    std::int64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error == std::errc() && end == text.data() + text.size() && value >= least) return {};
+    return fmt::format("must be an integer from {} up, but is '{}'", least, text);
+  };
+  return {check, fmt::format(">= {}", least), ""};
+}
+
+CLI::Validator seed_number() {
+  const auto check = [](const std::string& text) -> std::string {
+    std::uint64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error == std::errc() && end == text.data() + text.size()) return {};
+    return fmt::format("must be an integer from 0 to 2^64 - 1, but is '{}'", text);
+  };
+  return {check, "", ""};
+}
+
 void add_quantization_flags(CLI::App& app, ModelFlags& flags) {
-  app.add_option("--bf16-first", flags.bf16_first, "Keep the first N layers in bf16")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--bf16-last", flags.bf16_last, "Keep the last N layers in bf16")
-      ->check(CLI::NonNegativeNumber);
+  app.add_option("--bf16-first", flags.bf16_first, "Keep the first N layers in bf16")->check(at_least(0));
+  app.add_option("--bf16-last", flags.bf16_last, "Keep the last N layers in bf16")->check(at_least(0));
   app.add_option("--ignore", flags.ignored, "Keep linear layers whose name contains TEXT in bf16")
       ->type_name("TEXT");
   app.add_flag("--pow2-weights", flags.pow2_weights, "Round weight scales up to powers of two");

@@ -13,20 +13,20 @@ namespace octavo {
 void EngineFlags::add_to(CLI::App& app) {
   app.add_option("--max-sequences", max_sequences,
                  "Sequences that run at the same time (0: 64, on a GPU 256)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   app.add_option("--max-batch-tokens", max_batch_tokens,
                  "Tokens computed in one step (0: 512, on a GPU 8192)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   app.add_option("--max-context", max_context,
                  "Longest prompt and output together (0: what the model allows)")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   app.add_option("--kv-tokens", kv_tokens, "Tokens that the KV cache holds (0: see --kv-cache-memory-bytes)")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   app.add_option("--kv-cache-memory-bytes", kv_bytes,
                  "Bytes of the KV cache (0: 1 GiB, on a GPU what --gpu-memory-utilization leaves)")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   app.add_option("--gpu-memory-utilization", gpu_memory_utilization,
                  "Share of the GPU's memory for weights, steps and KV cache together")
