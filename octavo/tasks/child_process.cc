@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -162,12 +163,14 @@ void ChildProcess::fail_ended() {
 }
 
 std::string ChildProcess::ask(const std::string& line, double timeout_s) {
-  const auto deadline = Clock::now() + std::chrono::duration<double>(timeout_s);
+  const auto begin = answered_ ? Clock::now() : std::max(Clock::now(), started_ + kStartUp);
+  const auto deadline = begin + std::chrono::duration<double>(timeout_s);
   std::string unsent = line + "\n";
   for (;;) {
     if (const std::size_t end = received_.find('\n'); end != std::string::npos && unsent.empty()) {
       std::string answer = received_.substr(0, end);
       received_.erase(0, end + 1);
+      answered_ = true;
       return answer;
     }
     if (received_.size() > kLongestLine) fail("its answer is longer than {} bytes", kLongestLine);

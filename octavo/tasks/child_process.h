@@ -19,11 +19,13 @@ class ChildProcess {
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;
 
-  // Sends a line and returns the next one that comes back, both without their end. Error that says what went
-  // wrong: the process has ended (how, and what it last wrote to its standard error), nothing came in time,
-  // or the line is longer than kLongestLine.
+  // Sends a line and returns the next one that comes back, both without their end; timeout_s counts from now,
+  // for the first line from kStartUp after the start if that is later. Error that says what went wrong: the
+  // process has ended (how, and what it last wrote to its standard error), nothing came in time, or the line
+  // is longer than kLongestLine.
   std::string ask(const std::string& line, double timeout_s);
 
+  static constexpr std::chrono::seconds kStartUp{60};  // in which a Python program imports its libraries
   static constexpr std::size_t kLongestLine = std::size_t{1} << 20;
 
  private:
@@ -32,6 +34,8 @@ class ChildProcess {
   std::string ending();
   [[noreturn]] void fail_ended();
 
+  std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+  bool answered_ = false;
   pid_t pid_ = -1;
   int input_ = -1;   // a socket, so that writing to a process that is gone raises no signal
   int output_ = -1;  // -1: it has closed it

@@ -47,6 +47,11 @@ class CommandVerifier : public Verifier {
   CommandVerifier(const std::string& name, const EnvConfig& config)
       : config_(config), name_("verifier " + config.command.at(0) + " (env." + name + ")") {
     processes_.resize(static_cast<std::size_t>(config.num_workers));
+    try {
+      for (auto& process : processes_) process = std::make_unique<ChildProcess>(config_.command);
+    } catch (const Error& error) {
+      fail("{}: {}", name_, error.what());
+    }
   }
 
   std::vector<Judgement> judge(std::span<const Completion> completions) override {

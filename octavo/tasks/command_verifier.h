@@ -19,10 +19,11 @@
 
 namespace octavo {
 
-// env.NAME.num_workers processes of `command` judge in parallel, each one completion at a time with timeout_s
-// for it. Error with the verifier, the sample and what happened where a process cannot be started, ends, is
-// late, or answers with anything but the above (the id must be the question's, the reward finite). After an
-// Error the next judge() begins with new processes.
+// env.NAME.num_workers processes of `command` are started here and judge in parallel, each one completion at
+// a time with timeout_s for it (and ChildProcess::kStartUp for the program to start). Error with the
+// verifier, the sample and what happened where a process cannot be started, ends, is late, or answers with
+// anything but the above (the id must be the question's, the reward finite). After an Error the next judge()
+// begins with new processes.
 std::unique_ptr<Verifier> make_command_verifier(const std::string& name, const EnvConfig& config);
 
 }  // namespace octavo

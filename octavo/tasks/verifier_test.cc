@@ -194,8 +194,9 @@ TEST_F(CommandVerifierTest, NamesVerifierAndSampleWhenItTalksNonsense) {
 }
 
 TEST_F(CommandVerifierTest, NamesTheProgramThatIsNotThere) {
-  EXPECT_THAT(error_of({.verifier = "command", .command = {"/nowhere/verifier"}}),
-              HasSubstr("sample d:0: cannot start '/nowhere/verifier'"));
+  const EnvConfig env{.verifier = "command", .command = {"/nowhere/verifier"}};
+  EXPECT_THAT(message_of<Error>([&] { make_verifier("gym", env); }),
+              HasSubstr("verifier /nowhere/verifier (env.gym): cannot start '/nowhere/verifier'"));
 }
 
 TEST_F(CommandVerifierTest, BeginsAnewAfterAnError) {
