@@ -40,6 +40,7 @@ void add_tokenize(CLI::App& app);
 void add_quantize(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_refit_bench(CLI::App& app);
 void add_recipe(CLI::App& app);
 void add_report(CLI::App& app);
 void add_compare(CLI::App& app);

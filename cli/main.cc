@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
   octavo::add_quantize(app);
   octavo::add_inspect(app);
   octavo::add_bench(app);
+  octavo::add_refit_bench(app);
   octavo::add_recipe(app);
   octavo::add_report(app);
   octavo::add_compare(app);

@@ -7,8 +7,9 @@
 
 namespace octavo {
 
-// Anonymous, zero-filled memory. `decommit` returns the pages to the system and keeps the address range;
-// touching the range afterwards reads zeros. Throws SystemError when the system has no memory.
+// Anonymous, zero-filled memory; large ones lie on huge pages. `decommit` returns the pages to the system and
+// keeps the address range; touching the range afterwards reads zeros. Throws SystemError when the system has
+// no memory.
 class Buffer {
  public:
   Buffer() = default;
@@ -35,6 +36,10 @@ class Buffer {
   }
 
   void decommit();
+
+  // Makes the contents those of `other`, which has the same size, by moving its pages to this address:
+  // nothing is copied. `other` is empty afterwards.
+  void take_pages(Buffer other);
 
  private:
   std::byte* data_ = nullptr;

@@ -98,6 +98,12 @@ std::vector<std::string> Checkpoint::names() const {
   return names;
 }
 
+void Checkpoint::read_rows(const TensorView& view, std::int64_t row, std::int64_t count,
+                           std::byte* out) const {
+  for (const SafetensorsFile& file : files_)
+    if (file.contains(view)) return file.read_rows(view, row, count, out);
+}
+
 void Checkpoint::drop_pages(const TensorView& view) const {
   for (const SafetensorsFile& file : files_)
     if (file.contains(view)) return file.drop_pages(view);

@@ -20,6 +20,9 @@ class Checkpoint {
   std::optional<TensorView> find(std::string_view name) const;
   std::vector<std::string> names() const;  // sorted
   void drop_pages(const TensorView& view) const;
+  // Copies rows [row, row + count) of a view by find() out of its file; Error when the file was cut
+  // meanwhile.
+  void read_rows(const TensorView& view, std::int64_t row, std::int64_t count, std::byte* out) const;
 
  private:
   std::string folder_;

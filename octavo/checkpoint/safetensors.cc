@@ -140,27 +140,33 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
   }
   const auto bytes = static_cast<std::size_t>(status.st_size);
   void* address = bytes == 0 ? nullptr : mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-  const int map_error = errno;
-  close(fd);
-  if (address == MAP_FAILED) fail_system("cannot map '{}': {}", path, std::strerror(map_error));
+  if (address == MAP_FAILED) {
+    const int map_error = errno;
+    close(fd);
+    fail_system("cannot map '{}': {}", path, std::strerror(map_error));
+  }
   file_ = {static_cast<const std::byte*>(address), bytes};
   try {
     tensors_ = parse_safetensors_header(file_, path);
   } catch (...) {
     if (address != nullptr) munmap(address, bytes);
+    close(fd);
     throw;
   }
+  fd_ = fd;
   for (std::size_t i = 0; i < tensors_.size(); ++i) index_.emplace(tensors_[i].name, i);
 }
 
 SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept
     : path_(std::move(other.path_)),
+      fd_(std::exchange(other.fd_, -1)),
       file_(std::exchange(other.file_, {})),
       tensors_(std::move(other.tensors_)),
       index_(std::move(other.index_)) {}
 
 SafetensorsFile::~SafetensorsFile() {
   if (file_.data() != nullptr) munmap(const_cast<std::byte*>(file_.data()), file_.size());
+  if (fd_ >= 0) close(fd_);
 }
 
 std::optional<TensorView> SafetensorsFile::find(std::string_view name) const {
@@ -183,6 +189,24 @@ std::optional<TensorView> SafetensorsFile::find(std::string_view name) const {
 bool SafetensorsFile::contains(const TensorView& view) const {
   const auto* at = static_cast<const std::byte*>(view.data);
   return at >= file_.data() && at + view.bytes() <= file_.data() + file_.size();
+}
+
+void SafetensorsFile::read_rows(const TensorView& view, std::int64_t row, std::int64_t count,
+                                std::byte* out) const {
+  assert(contains(view) && row >= 0 && row + count <= view.rows());
+  auto at = static_cast<off_t>(view.row(row) - file_.data());
+  auto left = static_cast<std::size_t>(count * view.cols()) * size_of(view.dtype);
+  while (left > 0) {
+    const ssize_t got = pread(fd_, out, left, at);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail_system("cannot read '{}': {}", path_, std::strerror(errno));
+    if (got == 0)
+      fail("'{}' ends at byte {}, amid a tensor; it has become shorter since it was opened, so write it anew",
+           path_, at);
+    out += got;
+    at += got;
+    left -= static_cast<std::size_t>(got);
+  }
 }
 
 void SafetensorsFile::drop_pages(const TensorView& view) const {

@@ -50,9 +50,13 @@ class SafetensorsFile {
   // again.
   void drop_pages(const TensorView& view) const;
   bool contains(const TensorView& view) const;
+  // Reads the rows [row, row + count) of a view by find() from the file instead of the mapping, where a file
+  // that was cut since it was opened would end the process: here it is an Error.
+  void read_rows(const TensorView& view, std::int64_t row, std::int64_t count, std::byte* out) const;
 
  private:
   std::string path_;
+  int fd_ = -1;
   std::span<const std::byte> file_;
   std::vector<TensorInfo> tensors_;
   std::unordered_map<std::string, std::size_t> index_;

@@ -85,7 +85,7 @@ std::string Engine::enqueue(Request request, Sink sink, WhenFull when_full, bool
   std::unique_lock lock(mutex_);
   if (when_full == WhenFull::kWait) changed_.wait(lock, [&] { return stop_ || !full(); });
   if (stop_) fail_shut_down();
-  refuse_damaged();
+  refuse_unfit();
   if (full()) {
     throw QueueFull(fmt::format(
         "{} requests are waiting already, the most that max_waiting allows; try again later", max_waiting_));

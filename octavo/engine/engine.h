@@ -82,10 +82,24 @@ class Engine {
   void resume();
   bool paused() const;
 
-  // New weights, paused or not (docs/refit.md). One refit at a time: throws Error while another is open, and
-  // for options that do not fit the model. kInPlace returns when the step in flight is done, and nothing is
-  // computed until the transaction is over; requests are accepted meanwhile. Waits, as commit() does.
+  // New weights, paused or not (docs/refit.md). One refit at a time: throws Error while another is open or
+  // the weights sleep, and for options that do not fit the model. kInPlace returns when the step in flight is
+  // done, and nothing is computed until the transaction is over; requests are accepted meanwhile. Waits, as
+  // commit() does.
   std::unique_ptr<RefitTransaction> begin_refit(const RefitOptions& options);
+
+  // Of the live weights (octavo/model/weight_checksum.h), computed between two steps; checksum_of
+  // (octavo/refit/sources.h) computes the same from a trainer's weights. Throws Error while there are none to
+  // speak of: a refit writes them, one has failed, or they sleep. Waits.
+  std::uint64_t weights_checksum();
+
+  // Gives memory back to the system, after the step in flight; its addresses stay reserved, and configuration
+  // and version are kept. Requests in flight stay and go on when all is awake; new ones are refused until
+  // then. Sequences whose keys and values went compute them again. Refused (Error) while a refit is open.
+  // Calling it for what sleeps already, or wake() for what is awake, changes nothing. Waits.
+  void sleep(MemoryTags tags, SleepingWeights weights = SleepingWeights::kForgotten);
+  void wake(MemoryTags tags);
+  MemoryTags asleep() const;
 
   EngineStats stats() const;
   const ModelSpec& spec() const { return core_.model().spec(); }
@@ -97,6 +111,7 @@ class Engine {
  private:
   struct Job {
     std::function<void(EngineCore&)> run;
+    std::function<void()> then;  // with the mutex held, when run did not throw; may be empty
     std::exception_ptr failure;
     bool done = false;
   };
@@ -106,13 +121,14 @@ class Engine {
 
   std::string enqueue(Request request, Sink sink, WhenFull when_full, bool scoring);
   std::vector<Output> run_all(std::vector<Request> requests, const Sink& on_event, bool scoring);
-  // Runs `work` on the engine's thread between two steps, paused or not. What it throws comes out here.
-  void run_between_steps(std::string_view call, std::function<void(EngineCore&)> work);
+  // Runs a job on the engine's thread between two steps, paused or not. `check` is called with the mutex held
+  // before the job is accepted. What any of it throws comes out here.
+  void run_between_steps(std::string_view call, const std::function<void()>& check, Job job);
   void refuse_in_sink(std::string_view call) const;
   [[noreturn]] static void fail_shut_down() { fail("the engine has been shut down"); }
 
   // For refits: engine_refit.cc.
-  void refuse_damaged() const;  // with the mutex held
+  void refuse_unfit() const;  // with the mutex held
   static std::shared_ptr<RefitGate> make_refit_gate(Engine& engine);
   void close_refit_gate();
   void commit_refit(const RefitOptions& options, const std::function<void()>& install);
@@ -153,6 +169,8 @@ class Engine {
   std::uint64_t next_id_ = 0;
   bool stop_ = false;
   bool busy_ = false;  // the engine's thread is in the core, without the mutex
+  bool job_running_ = false;
+  MemoryTags asleep_;
   bool refit_open_ = false;
   bool refit_holds_ = false;     // an open refit writes the live weights: nothing is computed
   std::string damage_;           // why the weights cannot be computed with; empty: they can

@@ -371,6 +371,32 @@ void EngineCore::change_weights(std::uint64_t version, bool keep_kv) {
   scheduler_.change_weights(version, keep_kv);
 }
 
+void EngineCore::sleep(MemoryTags tags, SleepingWeights weights) {
+  drain();
+  if (tags.weights && !asleep_.weights) {
+    model_->weights().memory().sleep(weights == SleepingWeights::kCopied);
+    asleep_.weights = true;
+  }
+  if (tags.kv_cache && !asleep_.kv_cache) {
+    scheduler_.change_weights(cache_.weight_version(), /*keep_kv=*/false);
+    kv_.sleep();
+    asleep_.kv_cache = true;
+  }
+}
+
+bool EngineCore::wake(MemoryTags tags) {
+  bool lost = false;
+  if (tags.weights && asleep_.weights) {
+    lost = !model_->weights().memory().wake();
+    asleep_.weights = false;
+  }
+  if (tags.kv_cache && asleep_.kv_cache) {
+    kv_.wake();
+    asleep_.kv_cache = false;
+  }
+  return lost;
+}
+
 EngineStats EngineCore::stats() const {
   return {.running_sequences = scheduler_.running(),
           .waiting_sequences = scheduler_.waiting(),

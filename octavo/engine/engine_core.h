@@ -50,6 +50,13 @@ class EngineCore {
   // keep their keys and values or compute them again.
   void change_weights(std::uint64_t version, bool keep_kv);
 
+  // Gives memory back and takes it again (Engine::sleep and wake); what sleeps already, or is awake, stays
+  // so. Sequences whose keys and values go compute them again later. wake() tells whether the weights it
+  // brings have lost their contents.
+  void sleep(MemoryTags tags, SleepingWeights weights);
+  bool wake(MemoryTags tags);
+  MemoryTags asleep() const { return asleep_; }
+
   Model& model() { return *model_; }
   const Model& model() const { return *model_; }
   const Tokenizer* tokenizer() const { return tokenizer_.get(); }
@@ -117,6 +124,7 @@ class EngineCore {
 
   std::unordered_map<std::string, std::unique_ptr<Group>> groups_;  // by request id
   std::vector<std::string> finished_ids_;
+  MemoryTags asleep_;
   std::int64_t unstarted_ = 0;
   std::int64_t steps_ = 0;
   std::int64_t computed_tokens_ = 0;

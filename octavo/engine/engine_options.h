@@ -23,6 +23,20 @@ struct EngineOptions {
   bool poison_kv = false;
 };
 
+// Parts of the engine's memory that sleep() gives back to the system and wake() takes again.
+struct MemoryTags {
+  bool weights = false;
+  bool kv_cache = false;
+
+  bool any() const { return weights || kv_cache; }
+};
+
+// How sleeping weights come back.
+enum class SleepingWeights : std::uint8_t {
+  kForgotten,  // by a whole refit after wake()
+  kCopied,     // by wake(), from a copy on the host outside of the engine's memory
+};
+
 struct EngineStats {
   std::int64_t running_sequences = 0;
   std::int64_t waiting_sequences = 0;  // sent back or not started, of started requests too

@@ -4,44 +4,14 @@
 
 #include <future>
 
-#include "octavo/engine/engine_test_support.h"
-#include "octavo/refit/refit_test_support.h"
+#include "octavo/checkpoint/test_folder.h"
+#include "octavo/engine/engine_refit_test_support.h"
 
 namespace octavo {
 namespace {
 
 using testing::Each;
 using testing::HasSubstr;
-
-std::string complaint(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
-void refit(Engine& engine, const HostWeights& weights, RefitOptions options) {
-  const auto transaction = engine.begin_refit(options);
-  put_all(*transaction, weights.views());
-  transaction->commit();
-}
-
-std::vector<Output> answers(Engine& engine) {
-  std::vector<Request> requests;
-  for (std::uint64_t seed = 0; seed < 3; ++seed) requests.push_back(long_request(12, seed));
-  return engine.generate(std::move(requests));
-}
-
-void expect_equal(const std::vector<Output>& a, const std::vector<Output>& b) {
-  ASSERT_EQ(a.size(), b.size());
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    EXPECT_EQ(a[i].finish_reason, FinishReason::kLength) << a[i].finish_message;
-    EXPECT_EQ(a[i].token_ids, b[i].token_ids);
-    EXPECT_EQ(a[i].logprobs, b[i].logprobs);
-  }
-}
 
 class EngineRefit : public testing::Test {
  protected:
@@ -84,7 +54,7 @@ TEST_F(EngineRefit, CommitListsAllThatIsWrongAndTheEngineRefusesUntilAWholeRefit
   put_all(*transaction, tensors);
   transaction->put("model.layers.0.self_attn.z_proj.weight", tensors[0].tensor);
   transaction->put(tensors[0].name, tensors[0].tensor);
-  const std::string message = complaint([&] { transaction->commit(); });
+  const std::string message = message_of<Error>([&] { transaction->commit(); });
   EXPECT_THAT(message, HasSubstr("the refit to version 9 is refused"));
   EXPECT_THAT(message, HasSubstr("'" + wrong_shape + "' has shape [2, 2]"));
   EXPECT_THAT(message, HasSubstr("'" + not_finite + "' holds a value that is not finite at [0, 1]"));
@@ -93,10 +63,10 @@ TEST_F(EngineRefit, CommitListsAllThatIsWrongAndTheEngineRefusesUntilAWholeRefit
   EXPECT_THAT(message, HasSubstr("'" + missing + "' is missing"));
   EXPECT_FALSE(transaction->open());
 
-  EXPECT_THAT(complaint([&] { answers(engine_); }), HasSubstr("is refused: '" + wrong_shape));
-  EXPECT_THAT(
-      complaint([&] { engine_.begin_refit({.version = 10, .expected = {missing}, .partial = true}); }),
-      HasSubstr("a partial refit cannot bring the engine back"));
+  EXPECT_THAT(message_of<Error>([&] { answers(engine_); }), HasSubstr("is refused: '" + wrong_shape));
+  EXPECT_THAT(message_of<Error>(
+                  [&] { engine_.begin_refit({.version = 10, .expected = {missing}, .partial = true}); }),
+              HasSubstr("a partial refit cannot bring the engine back"));
   refit(engine_, first_, {.version = 11});
   expect_equal(answers(engine_), fresh_answers(first_));
 }
@@ -109,7 +79,7 @@ TEST_F(EngineRefit, NothingWrittenNothingLost) {
     const auto transaction = engine_.begin_refit({.version = 4});
     transaction->put("nonsense", first_.tensors[0].view());
     put_all(*transaction, first_.views());  // is only checked
-    EXPECT_THAT(complaint([&] { transaction->commit(); }), HasSubstr("'nonsense' is unknown"));
+    EXPECT_THAT(message_of<Error>([&] { transaction->commit(); }), HasSubstr("'nonsense' is unknown"));
   }
   expect_equal(answers(engine_), before);
   EXPECT_EQ(engine_.stats().weight_version, 0U);
@@ -142,23 +112,25 @@ TEST_F(EngineRefit, AFailureEndsWhatIsInFlightWithTheReason) {
 
 TEST_F(EngineRefit, OneAtATimeAndOverIsOver) {
   auto transaction = engine_.begin_refit({.version = 1});
-  EXPECT_THAT(complaint([&] { engine_.begin_refit({.version = 2}); }), HasSubstr("another refit is open"));
+  EXPECT_THAT(message_of<Error>([&] { engine_.begin_refit({.version = 2}); }),
+              HasSubstr("another refit is open"));
   transaction->abort();
-  EXPECT_THAT(complaint([&] { transaction->put("model.norm.weight", first_.tensors[0].view()); }),
+  EXPECT_THAT(message_of<Error>([&] { transaction->put("model.norm.weight", first_.tensors[0].view()); }),
               HasSubstr("is over"));
-  EXPECT_THAT(complaint([&] { transaction->commit(); }), HasSubstr("is over"));
+  EXPECT_THAT(message_of<Error>([&] { transaction->commit(); }), HasSubstr("is over"));
   transaction = engine_.begin_refit({.version = 3});
   engine_.shutdown();
-  EXPECT_THAT(complaint([&] { transaction->put("model.norm.weight", first_.tensors[0].view()); }),
+  EXPECT_THAT(message_of<Error>([&] { transaction->put("model.norm.weight", first_.tensors[0].view()); }),
               HasSubstr("shut down"));
-  EXPECT_THAT(complaint([&] { transaction->commit(); }), HasSubstr("shut down"));
+  EXPECT_THAT(message_of<Error>([&] { transaction->commit(); }), HasSubstr("shut down"));
 }
 
 TEST_F(EngineRefit, OptionsThatMakeNoSenseAreRefused) {
-  EXPECT_THAT(complaint([&] { engine_.begin_refit({.partial = true}); }), HasSubstr("must name the tensors"));
-  EXPECT_THAT(complaint([&] { engine_.begin_refit({.expected = {"model.norm.weight"}}); }),
+  EXPECT_THAT(message_of<Error>([&] { engine_.begin_refit({.partial = true}); }),
+              HasSubstr("must name the tensors"));
+  EXPECT_THAT(message_of<Error>([&] { engine_.begin_refit({.expected = {"model.norm.weight"}}); }),
               HasSubstr("does not expect tensor"));
-  EXPECT_THAT(complaint([&] { engine_.begin_refit({.expected = {"x"}, .partial = true}); }),
+  EXPECT_THAT(message_of<Error>([&] { engine_.begin_refit({.expected = {"x"}, .partial = true}); }),
               HasSubstr("'x' that the model does not have"));
   refit(engine_, first_, {.version = 1});  // none of them is left open
 }

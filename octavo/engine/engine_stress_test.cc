@@ -36,6 +36,16 @@ void expect_error_only_from_shutdown(const std::function<void()>& body) {
   }
 }
 
+// What another thread has brought the engine into may be a reason to refuse, but only a shutdown ends a
+// thread.
+void unless_refused(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    if (std::string(error.what()).find("shut down") != std::string::npos) throw;
+  }
+}
+
 TEST(EngineStress, EverythingRaces) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(testing::Message() << "seed " << seed);
@@ -94,18 +104,38 @@ TEST(EngineStress, EverythingRaces) {
       nap(rng);
       engine.resume();
     });
-    spawn(12, [&](std::mt19937& rng) {
+    // Two trainers, of which one is told that the other's refit is open.
+    for (unsigned trainer = 0; trainer < 2; ++trainer) {
+      spawn(20 + trainer, [&](std::mt19937& rng) {
+        nap(rng);
+        unless_refused([&] {
+          const auto refit =
+              engine.begin_refit({.version = rng() % 5,
+                                  .mode = rng() % 2 == 0 ? RefitMode::kInPlace : RefitMode::kDoubleBuffered,
+                                  .kv = rng() % 2 == 0 ? KvPolicy::kKeep : KvPolicy::kRecompute});
+          if (rng() % 8 == 0) return;  // before or after something was written
+          put_all(*refit, checkpoint);
+          if (rng() % 8 == 0) return;
+          refit->commit();
+        });
+        EXPECT_GE(engine.stats().kv_blocks_available, 0);
+      });
+    }
+    spawn(30, [&](std::mt19937& rng) {
       nap(rng);
-      const auto refit = engine.begin_refit(
-          {.version = rng() % 5, .kv = rng() % 2 == 0 ? KvPolicy::kKeep : KvPolicy::kRecompute});
-      put_all(*refit, checkpoint);
-      refit->commit();
-      EXPECT_GE(engine.stats().kv_blocks_available, 0);
+      const MemoryTags tags{.weights = rng() % 2 == 0, .kv_cache = rng() % 2 == 0};
+      unless_refused([&] {
+        engine.sleep(tags, rng() % 2 == 0 ? SleepingWeights::kForgotten : SleepingWeights::kCopied);
+      });
+      unless_refused([&] { engine.weights_checksum(); });
+      engine.wake({.weights = true, .kv_cache = true});
     });
     spawn(13, [&](std::mt19937& rng) {
       try {
-        engine.score({random_ids(1 + rng() % 30, rng), random_ids(1 + rng() % 30, rng)});
-      } catch (const SystemError&) {  // aborted by a pause
+        unless_refused([&] {
+          engine.score({random_ids(1 + rng() % 30, rng), random_ids(1 + rng() % 30, rng)});
+        });
+      } catch (const SystemError&) {  // aborted by a pause, or ended by a failed refit
       }
     });
 
@@ -113,11 +143,18 @@ TEST(EngineStress, EverythingRaces) {
     // Half of the rounds shut down under the callers' feet.
     if (round % 2 == 0) engine.shutdown();
     stop = true;
-    // A paused engine would hold those that wait.
+    // An engine that stands still would hold those that wait.
     std::atomic<bool> joined{false};
     std::thread resumer([&] {
       while (!joined) {
         engine.resume();
+        try {
+          engine.wake({.weights = true, .kv_cache = true});
+          const auto refit = engine.begin_refit({.version = 9});
+          put_all(*refit, checkpoint);
+          refit->commit();
+        } catch (const Error&) {
+        }
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
       }
     });

@@ -63,7 +63,7 @@ bool Engine::has_work() const {
   return drained() || (may_step() && (drain_ || !core_idle_ || !incoming_.empty()));
 }
 
-bool Engine::may_step() const { return !refit_holds_ && damage_.empty(); }
+bool Engine::may_step() const { return !refit_holds_ && damage_.empty() && !asleep_.any(); }
 
 bool Engine::drained() const {
   return drain_ && core_idle_ && (incoming_.empty() || incoming_.front()->age >= drain_before_);
@@ -92,6 +92,7 @@ void Engine::handle_inbox(std::unique_lock<std::mutex>& lock) {
       static_cast<std::int64_t>(accepted.size());  // so that full() misses none on its way
 
   busy_ = true;
+  job_running_ = !jobs.empty();
   lock.unlock();
   for (auto& group : accepted) core_.accept(std::move(group));
   if (abort_all) core_.finish_all(FinishReason::kAbort, "aborted by a pause");
@@ -106,11 +107,14 @@ void Engine::handle_inbox(std::unique_lock<std::mutex>& lock) {
   }
   lock.lock();
 
-  busy_ = false;
+  busy_ = job_running_ = false;
   in_transit_ = 0;
   aborts_done_ = aborts;
   publish();
-  for (Job* job : jobs) job->done = true;
+  for (Job* job : jobs) {
+    if (!job->failure && job->then) job->then();
+    job->done = true;
+  }
   changed_.notify_all();
 }
 

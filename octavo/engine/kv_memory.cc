@@ -46,7 +46,7 @@ EngineOptions with_kv_bytes(EngineOptions options, const Model& model) {
 }
 
 KvMemory::KvMemory(Storage& storage, std::int64_t num_layers, const KvGeometry& geometry, bool poisonable)
-    : geometry_(geometry) {
+    : storage_(storage), geometry_(geometry), poisonable_(poisonable) {
   if (poisonable) ++geometry_.num_blocks;
   // Blocks are multiples of 512 bytes, so every run starts where bulk copies may.
   const std::size_t side = geometry_.layer_bytes();
@@ -54,10 +54,21 @@ KvMemory::KvMemory(Storage& storage, std::int64_t num_layers, const KvGeometry& 
   std::byte* at = memory_->data();
   for (std::int64_t layer = 0; layer < num_layers; ++layer, at += 2 * side)
     layers_.push_back({.keys = at, .values = at + side});
-  if (!poisonable) return;
-  const std::vector<std::byte> poison(side, std::byte{0xff});
+  fill_poison();
+}
+
+void KvMemory::fill_poison() {
+  if (!poisonable_) return;
+  const std::vector<std::byte> poison(geometry_.layer_bytes(), std::byte{0xff});
   for (const KvLayer& layer : layers_)
-    for (void* run : {layer.keys, layer.values}) storage.upload(run, poison.data(), side);
+    for (void* run : {layer.keys, layer.values}) storage_.upload(run, poison.data(), poison.size());
+}
+
+void KvMemory::sleep() { memory_->release(); }
+
+void KvMemory::wake() {
+  memory_->restore();
+  fill_poison();
 }
 
 std::size_t KvMemory::block_bytes(std::int64_t num_layers, const KvGeometry& geometry) {

@@ -27,11 +27,18 @@ class KvMemory {
 
   const std::vector<KvLayer>& layers() const { return layers_; }
   void copy(Ops& ops, std::int32_t from, std::int32_t to) const;
+  // Gives the memory back to the system and takes it again, zeroed; the addresses stay.
+  void sleep();
+  void wake();
   // Fills a block with NaN bits, by way of the backend, which alone knows where a block's bytes are.
   void poison(Ops& ops, std::int32_t block) const;
 
  private:
+  void fill_poison();
+
+  Storage& storage_;
   KvGeometry geometry_;
+  bool poisonable_;
   std::unique_ptr<Memory> memory_;
   std::vector<KvLayer> layers_;
 };

@@ -24,10 +24,21 @@ struct WeightPlace {
   Form form = Form::kF32;
   std::int64_t rows = 1;  // of the HF tensor; a vector is one row
   std::int64_t cols = 0;
-  std::size_t data = 0;    // of its first value or code, in bytes from the region's start
-  std::size_t scales = 0;  // kE4M3: of its FP32 scales [blocks_of(rows), blocks_of(cols)]
+  std::size_t data = 0;          // of its first value or code, in bytes from the region's start
+  std::size_t scales = 0;        // kE4M3: of its FP32 scales [blocks_of(rows), blocks_of(cols)]
+  std::uint64_t seed = 0;        // of its checksum (weight_checksum.h)
+  std::uint64_t scale_seed = 0;  // and of that of its scales
+
+  std::int64_t element_bytes() const { return form == Form::kE4M3 ? 1 : form == Form::kBF16 ? 2 : 4; }
+  std::int64_t scale_bytes() const {
+    return form == Form::kE4M3 ? blocks_of(rows) * blocks_of(cols) * std::int64_t{sizeof(float)} : 0;
+  }
+  // Without padding.
+  std::int64_t bytes() const { return rows * cols * element_bytes() + scale_bytes(); }
 };
 
+// One thread at a time calls write, write_codes, stage, copy_from_live and discard; another one may at the
+// same time read the live region, which only writes without staging, install, sleep and wake change.
 class WeightMemory {
  public:
   virtual ~WeightMemory() = default;
@@ -37,10 +48,10 @@ class WeightMemory {
   virtual std::byte* allocate(std::size_t bytes) = 0;
 
   // Writes a piece of a tensor, whose first element is (row, col), as the place's form says. `values` is in
-  // host memory: f32, bf16 or f16. For kE4M3 row and col are multiples of 128, and the piece ends at such
-  // multiples or where the tensor ends; for kBF16 row is a multiple of 16 and col of 2, likewise. Returns the
-  // flat index in the piece (r * piece cols + c) of its first value that is not finite in the form it is kept
-  // in; what has been written is then unspecified. Nothing refers to `values` afterwards.
+  // host memory: f32, bf16 or f16. The piece begins at multiples of 128 and ends at such or where
+  // the tensor ends. Returns the flat index in the piece (r * piece cols + c) of its first value that is not
+  // finite in the form it is kept in; what has been written is then unspecified. Nothing refers to `values`
+  // afterwards.
   virtual std::optional<std::int64_t> write(const WeightPlace& place, std::int64_t row, std::int64_t col,
                                             const TensorView& values, const ScalingOptions& scaling,
                                             ThreadPool& pool) = 0;
@@ -49,9 +60,33 @@ class WeightMemory {
   virtual std::optional<std::int64_t> write_codes(const WeightPlace& place, std::int64_t row,
                                                   const TensorView& codes, const float* scales,
                                                   ThreadPool& pool) = 0;
+
+  // A second region, for weights to come: from stage() on writes go there. install() makes its contents the
+  // live region's, whose address stays, and is short: nobody may compute meanwhile. Both install() and
+  // discard() give the second region's memory back. copy_from_live() brings a tensor that does not change.
+  virtual void stage() = 0;
+  virtual void copy_from_live(const WeightPlace& place) = 0;
+  virtual void install() = 0;
+  virtual void discard() = 0;
+
+  // The live tensor's part of the checksum.
+  virtual std::uint64_t checksum(const WeightPlace& place, ThreadPool& pool) const = 0;
+
+  // Gives the live region's memory back to the system, keeping its address; with `keep_copy`, after putting
+  // its contents elsewhere. wake() brings memory and contents back; without a copy it returns false, and the
+  // contents are unspecified.
+  virtual void sleep(bool keep_copy) = 0;
+  virtual bool wake() = 0;
 };
 
 // Weights in host memory, matrices in tiles (CodeLayout::kTiled).
 std::unique_ptr<WeightMemory> make_cpu_weight_memory();
+
+// Keeps nothing but the checksum of what is written: that of an engine which would get the same tensors.
+class ChecksumMemory : public WeightMemory {
+ public:
+  virtual std::uint64_t sum() const = 0;
+};
+std::unique_ptr<ChecksumMemory> make_checksum_memory();
 
 }  // namespace octavo

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "octavo/base/error.h"
+#include "octavo/model/weight_checksum.h"
 #include "octavo/quant/code_layout.h"
 
 namespace octavo {
@@ -92,7 +93,12 @@ Weights::Weights(const ModelSpec& spec, const WeightOptions& options, std::uniqu
   layers_.resize(static_cast<std::size_t>(spec.num_layers));
   bytes_ = lay_out(nullptr);
   lay_out(memory_->allocate(bytes_));
-  for (std::size_t i = 0; i < table_.size(); ++i) index_.emplace(table_[i].name, i);
+  for (std::size_t i = 0; i < table_.size(); ++i) {
+    WeightEntry& entry = table_[i];
+    index_.emplace(entry.name, i);
+    entry.place.seed = checksum_seed(entry.name);
+    entry.place.scale_seed = checksum_seed(entry.name + "_scale_inv");
+  }
 }
 
 Precision Weights::precision_of(std::int64_t layer, const std::vector<std::string>& names) const {
@@ -158,6 +164,12 @@ std::size_t Weights::lay_out(std::byte* base) {
     lm_head_ =
         make_linear(arena, table_, Precision::kBF16, hidden, {{"lm_head", spec_.vocab_size}}, false, false);
   return arena.used();
+}
+
+std::uint64_t Weights::checksum(ThreadPool& pool) const {
+  std::uint64_t sum = 0;
+  for (const WeightEntry& entry : table_) sum += memory_->checksum(entry.place, pool);
+  return sum;
 }
 
 const WeightEntry* Weights::find(std::string_view name) const {

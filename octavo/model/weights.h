@@ -70,6 +70,8 @@ class Weights {
   // The bytes behind the table's places.
   WeightMemory& memory() { return *memory_; }
   std::size_t bytes() const { return bytes_; }
+  // Of all live weights (weight_checksum.h).
+  std::uint64_t checksum(ThreadPool& pool) const;
 
  private:
   std::size_t lay_out(std::byte* base);  // fills table and pointers; with null, only counts bytes

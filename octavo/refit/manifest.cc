@@ -8,8 +8,8 @@
 namespace octavo {
 namespace {
 
-// A wrong model makes every name a problem: as many as these say what is the matter.
-constexpr std::size_t kMaxListed = 16;
+// A wrong model makes every name a problem: a few say what is the matter.
+constexpr std::size_t kMaxListed = 8;
 
 // "[3]" for the third element of a vector, "[3, 5]" in a matrix.
 std::string position(const WeightEntry& entry, std::int64_t row, std::int64_t col) {
@@ -99,6 +99,7 @@ void Manifest::refuse_value(const WeightEntry& entry, std::int64_t row, std::int
 }
 
 void Manifest::add_problem(std::string problem) {
+  if (!problems_.empty() && problems_.back() == problem) return;  // of a tensor in many pieces
   ++count_;
   if (problems_.size() < kMaxListed) problems_.push_back(std::move(problem));
 }

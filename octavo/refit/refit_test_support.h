@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cmath>
-#include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "octavo/base/dtype.h"
@@ -25,16 +25,19 @@ struct HostWeights {
   std::vector<Tensor> tensors;  // in the order of the weight table
 
   // Norms near one, everything else so small that a few layers keep their numbers tame.
-  HostWeights(const ModelSpec& spec, unsigned seed) {
-    std::mt19937 rng(seed);
+  HostWeights(const ModelSpec& spec, std::uint64_t seed) {
     const Weights weights(spec, {});
+    std::uint64_t state = seed;
     for (const WeightEntry& entry : weights.table()) {
       const bool norm = entry.name.ends_with("norm.weight");
       const float spread = norm ? 0.2F : 3.0F / std::sqrt(static_cast<float>(entry.shape.back()));
-      std::uniform_real_distribution<float> value(norm ? 1 - spread : -spread, norm ? 1 + spread : spread);
       Tensor tensor{entry.name, entry.shape, {}};
       tensor.values.resize(static_cast<std::size_t>(entry.place.rows * entry.place.cols));
-      for (bf16& v : tensor.values) v = to_bf16(value(rng));
+      for (bf16& value : tensor.values) {
+        state = state * 6364136223846793005U + 1442695040888963407U;  // Knuth's MMIX
+        const float uniform = static_cast<float>(state >> 40) * 0x1p-23F - 1.0F;
+        value = to_bf16((norm ? 1.0F : 0.0F) + spread * uniform);
+      }
       tensors.push_back(std::move(tensor));
     }
   }
@@ -50,5 +53,16 @@ struct HostWeights {
     fail("no tensor '{}' in the test's weights", name);
   }
 };
+
+// Writes an HF folder's model.safetensors.
+inline void save(const HostWeights& weights, const std::string& folder) {
+  std::vector<TensorDeclaration> declarations;
+  for (const auto& tensor : weights.tensors)
+    declarations.push_back({tensor.name, DType::kBF16, tensor.shape});
+  SafetensorsWriter writer(folder + "/model.safetensors", declarations);
+  for (const auto& tensor : weights.tensors)
+    writer.write(tensor.name, tensor.values.data(), tensor.values.size() * sizeof(bf16));
+  writer.finish();
+}
 
 }  // namespace octavo

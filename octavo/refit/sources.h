@@ -28,13 +28,19 @@ void put_all(RefitTransaction& refit, std::span<const NamedTensor> tensors);
 // Whatever `next` returns until it returns nothing; a tensor must stay until the next call. What it throws
 // comes out here.
 void put_all(RefitTransaction& refit, const std::function<std::optional<NamedTensor>()>& next);
-// An HF folder, bf16 or DeepSeek-style FP8 (codes and scales taken as they are), one tensor at a time; pages
-// that were read are given back, so the checkpoint never stands in memory beside the weights.
+// An HF folder, bf16 or DeepSeek-style FP8 (codes and scales taken as they are), some rows at a time, so that
+// the checkpoint never stands in memory beside the weights. Throws Error when a file ends too early.
 void put_all(RefitTransaction& refit, const Checkpoint& checkpoint, const Progress& progress = {});
 
 // Fills `weights`, with which no engine computes yet, from an HF folder: a refit with a file as the source.
 // Throws Error naming all that is missing, unknown, of the wrong shape or dtype, or not finite.
 void load_checkpoint(const Checkpoint& checkpoint, Weights& weights, ThreadPool& pool,
                      const Progress& progress = {});
+
+// The checksum (weight_checksum.h) that an engine with these options has after a refit from the same tensors;
+// for a trainer that wants to know whether they arrived. `source` puts them into the transaction that it is
+// given. Nothing of the size of a model is held. Throws Error as commit() does.
+std::uint64_t checksum_of(const ModelSpec& spec, const WeightOptions& options, ThreadPool& pool,
+                          const std::function<void(RefitTransaction&)>& source);
 
 }  // namespace octavo

@@ -8,10 +8,12 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "octavo/base/tensor_view.h"
 #include "octavo/base/thread_pool.h"
 #include "octavo/model/weights.h"
+#include "octavo/refit/block_staging.h"
 #include "octavo/refit/manifest.h"
 #include "octavo/refit/refit_options.h"
 
@@ -24,8 +26,8 @@ class RefitHost {
 
   // Keeps the weights from going away until the lock is released. Throws Error when they are gone.
   virtual std::unique_lock<std::mutex> enter() = 0;
-  // Runs `install` (which may be empty) where nobody computes, and makes options.version the version of the
-  // tokens to come. Called with enter()'s lock. Throws Error when the engine has been shut down.
+  // Runs `install` where nobody computes, and makes options.version the version of the tokens to come. Called
+  // with enter()'s lock. Throws Error when the engine has been shut down.
   virtual void commit(const RefitOptions& options, const std::function<void()>& install) = 0;
   // The transaction is over without a change; or, when `damaged`, with live weights that are neither the old
   // ones nor the new ones. Called without the lock.
@@ -51,10 +53,18 @@ class RefitTransaction {
   // A whole tensor, f32, bf16 or f16, read where it lies; it may change again as soon as put returns. Throws
   // Error when the transaction is over.
   void put(std::string_view name, const TensorView& tensor);
+  // A piece of a tensor, a rank's shard say, whose first element is (row, col) of the whole; of a vector,
+  // [col]. Blocks of 128×128 that it covers are quantized at once. Of others the values are kept until the
+  // rest has come, in at most BlockStaging::kMaxBytes for all tensors together: bring the pieces of one
+  // tensor after the other.
+  void put_piece(std::string_view name, std::int64_t row, std::int64_t col, const TensorView& piece);
   // A whole matrix from an FP8 checkpoint: E4M3 codes and the scales [ceil(rows/128), ceil(cols/128)] (f32 or
   // bf16) of its 128×128 blocks, taken as they are. Where the model keeps the matrix in bf16 it gets code ·
   // scale.
   void put_fp8(std::string_view name, const TensorView& codes, const TensorView& scales);
+  // The same for whole rows from `row` on, a multiple of 128.
+  void put_fp8_rows(std::string_view name, std::int64_t row, const TensorView& codes,
+                    const TensorView& scales);
 
   // The new weights are the engine's from the next step on. Throws Error with the list of what was wrong;
   // the transaction is over either way.
@@ -71,8 +81,17 @@ class RefitTransaction {
 
   std::string subject() const;  // for messages
   std::unique_lock<std::mutex> enter();
-  void write(const WeightEntry& entry, const TensorView& values);
-  void write_codes(const WeightEntry& entry, const TensorView& codes, const TensorView& scales);
+  void put(const WeightEntry* entry, std::int64_t row, std::int64_t col, const TensorView& piece);
+  void put_fp8(const WeightEntry* entry, std::int64_t row, const TensorView& codes, const TensorView& scales);
+  void write_piece(const WeightEntry& entry, std::int64_t row, std::int64_t col, const TensorView& piece);
+  bool stage(const WeightEntry& entry, std::int64_t block_row, std::int64_t block_col, std::int64_t row,
+             std::int64_t col, const TensorView& piece);
+  bool write(const WeightEntry& entry, std::int64_t row, std::int64_t col, const TensorView& values);
+  void write_codes(const WeightEntry& entry, std::int64_t row, const TensorView& codes,
+                   const TensorView& scales);
+  void refuse(const WeightEntry& entry, std::int64_t row, std::int64_t col, const TensorView& piece,
+              std::int64_t bad);
+  void note_extra(std::size_t bytes);
   void end(const std::string& reason);
 
   Weights& weights_;
@@ -82,6 +101,7 @@ class RefitTransaction {
 
   mutable std::mutex mutex_;  // guards what follows; taken before the host's
   Manifest manifest_;
+  BlockStaging staging_;
   RefitStats stats_;
   Clock::time_point begin_ = Clock::now();
   bool over_ = false;

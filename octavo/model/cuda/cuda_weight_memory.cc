@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <vector>
 
+#include "octavo/base/buffer.h"
 #include "octavo/base/error.h"
+#include "octavo/model/weight_checksum.h"
 #include "octavo/ops/cuda/device_storage.h"
 #include "octavo/quant/cuda/weight_quantizer.h"
 #include "octavo/quant/e4m3.h"
@@ -13,10 +16,6 @@ namespace octavo::cuda {
 namespace {
 
 constexpr std::size_t kSlotBytes = std::size_t{16} << 20;
-
-std::size_t element_bytes(WeightPlace::Form form) {
-  return form == WeightPlace::Form::kE4M3 ? 1 : form == WeightPlace::Form::kBF16 ? 2 : 4;
-}
 
 class CudaWeightMemory final : public WeightMemory {
  public:
@@ -72,6 +71,63 @@ class CudaWeightMemory final : public WeightMemory {
     return std::nullopt;
   }
 
+  void stage() override { staged_ = std::make_unique<DeviceMemory>(live_->bytes()); }
+  void copy_from_live(const WeightPlace& place) override {
+    const auto copy = [&](std::size_t at, std::int64_t bytes) {
+      check(cudaMemcpy(staged_->data() + at, live_->data() + at, static_cast<std::size_t>(bytes),
+                       cudaMemcpyDeviceToDevice),
+            "copy of weights that stay");
+    };
+    copy(place.data, place.rows * place.cols * place.element_bytes());
+    if (place.scale_bytes() > 0) copy(place.scales, place.scale_bytes());
+  }
+  void install() override {
+    check(cudaDeviceSynchronize(), "end of all work before the weights change");
+    live_->take_pages(*staged_);
+    staged_.reset();
+  }
+  void discard() override { staged_.reset(); }
+
+  std::uint64_t checksum(const WeightPlace& place, ThreadPool& pool) const override {
+    const auto download = [&](void* to, std::size_t at, std::int64_t bytes) {
+      check(cudaMemcpy(to, live_->data() + at, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost),
+            "copy of weights for their checksum");
+    };
+    // Some rows of blocks at a time: the embedding of a large model does not have to be on the host as a
+    // whole.
+    const std::int64_t row_bytes = place.cols * place.element_bytes();
+    const std::int64_t step =
+        std::max<std::int64_t>(1, static_cast<std::int64_t>(kSlotBytes) / row_bytes / kBlock) * kBlock;
+    std::vector<std::byte> rows(static_cast<std::size_t>(std::min(step, place.rows) * row_bytes));
+    std::vector<float> scales(static_cast<std::size_t>(place.scale_bytes()) / sizeof(float));
+    if (!scales.empty()) download(scales.data(), place.scales, place.scale_bytes());
+    std::uint64_t sum = 0;
+    for (std::int64_t row = 0; row < place.rows; row += step) {
+      const std::int64_t count = std::min(step, place.rows - row);
+      download(rows.data(), place.data + static_cast<std::size_t>(row * row_bytes), count * row_bytes);
+      sum += checksum_of_piece(place, row, 0, count, place.cols, CodeLayout::kRowMajor, rows.data(),
+                               scales.data() + row / kBlock * blocks_of(place.cols), pool);
+    }
+    return sum;
+  }
+
+  void sleep(bool keep_copy) override {
+    check(cudaDeviceSynchronize(), "end of all work before the weights sleep");
+    copy_ = Buffer(keep_copy ? live_->bytes() : 0);
+    if (keep_copy)
+      check(cudaMemcpy(copy_.data(), live_->data(), live_->bytes(), cudaMemcpyDeviceToHost),
+            "copy of the weights to the host");
+    live_->release();
+  }
+  bool wake() override {
+    live_->restore();
+    if (copy_.bytes() == 0) return false;
+    check(cudaMemcpy(live_->data(), copy_.data(), live_->bytes(), cudaMemcpyHostToDevice),
+          "copy of the weights from the host");
+    copy_ = Buffer();
+    return true;
+  }
+
  private:
   // A piece on its way from the host: filled, copied and quantized while the other one is filled.
   struct Slot {
@@ -83,9 +139,10 @@ class CudaWeightMemory final : public WeightMemory {
     std::int64_t first = 0;  // flat index of the piece's first element in its tensor
   };
 
+  // In the region that is written to.
   template <typename T>
   T* at(std::size_t bytes) const {
-    return reinterpret_cast<T*>(live_->data() + bytes);
+    return reinterpret_cast<T*>((staged_ ? staged_ : live_)->data() + bytes);
   }
   float* scales_of(const WeightPlace& place, std::int64_t row) const {
     return at<float>(place.scales) + row / kBlock * blocks_of(place.cols);
@@ -101,7 +158,7 @@ class CudaWeightMemory final : public WeightMemory {
     job.cols = values.cols();
     job.row_stride = values.stride();
     job.out = at<std::byte>(place.data) +
-              static_cast<std::size_t>(row * place.cols + col) * element_bytes(place.form);
+              static_cast<std::size_t>((row * place.cols + col) * place.element_bytes());
     job.out_stride = place.cols;
     switch (place.form) {
       case WeightPlace::Form::kE4M3:
@@ -170,6 +227,8 @@ class CudaWeightMemory final : public WeightMemory {
   }
 
   std::unique_ptr<DeviceMemory> live_;
+  std::unique_ptr<DeviceMemory> staged_;  // null: not staging
+  Buffer copy_;                           // of sleeping weights
   std::array<Slot, 2> slots_;
 };
 
