@@ -85,7 +85,9 @@ void ThreadPool::parallel_for(std::int64_t count, std::int64_t grain, const Body
   }
   wake_.notify_all();
   run_chunks();
-  while (busy_.load(std::memory_order_acquire) != 0) relax();
+  // A worker that the system has put aside needs the core that we would spin on.
+  for (int spin = 0; busy_.load(std::memory_order_acquire) != 0; ++spin)
+    spin < kSpins ? relax() : std::this_thread::yield();
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
