@@ -11,6 +11,7 @@
 #include "octavo/ops/cuda/attention_kernels.h"
 #include "octavo/ops/cuda/bf16_gemm.h"
 #include "octavo/ops/cuda/gemm.h"
+#include "octavo/ops/cuda/plain_linear.h"
 
 namespace octavo::cuda {
 namespace {
@@ -166,41 +167,53 @@ const std::int32_t* CudaOps::scale_rows_of(const LinearWeight& weight) {
   return rows.data<std::int32_t>();
 }
 
+namespace {
+
+// What the fast kernels' bulk copies cannot take goes through the plain one; the shape alone decides.
+void any_linear(const Fp8Gemm& gemm, cudaStream_t stream) {
+  gemm.in % 16 == 0 ? fp8_gemm(gemm, stream) : plain_linear(gemm, stream);
+}
+void any_linear(const Bf16Gemm& gemm, cudaStream_t stream) {
+  gemm.in % 8 == 0 ? bf16_gemm(gemm, stream) : plain_linear(gemm, stream);
+}
+
+}  // namespace
+
 void CudaOps::linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) {
   assert(x.cols == weight.in);
   if (weight.precision == Precision::kBF16) {
-    bf16_gemm({.tokens = tokens,
-               .out = weight.out,
-               .in = weight.in,
-               .weight = static_cast<const bf16*>(weight.data),
-               .x = x.data,
-               .bias = weight.bias,
-               .y = out},
-              stream_);
+    any_linear(Bf16Gemm{.tokens = tokens,
+                        .out = weight.out,
+                        .in = weight.in,
+                        .weight = static_cast<const bf16*>(weight.data),
+                        .x = x.data,
+                        .bias = weight.bias,
+                        .y = out},
+               stream_);
     return;
   }
-  fp8_gemm({.tokens = tokens,
-            .out = weight.out,
-            .in = weight.in,
-            .weight = static_cast<const std::uint8_t*>(weight.data),
-            .weight_scales = weight.scales,
-            .scale_rows = scale_rows_of(weight),
-            .x = codes(x),
-            .x_scales = x.scales,
-            .bias = weight.bias,
-            .y = out,
-            .y_stride = weight.out},
-           stream_);
+  any_linear(Fp8Gemm{.tokens = tokens,
+                     .out = weight.out,
+                     .in = weight.in,
+                     .weight = static_cast<const std::uint8_t*>(weight.data),
+                     .weight_scales = weight.scales,
+                     .scale_rows = scale_rows_of(weight),
+                     .x = codes(x),
+                     .x_scales = x.scales,
+                     .bias = weight.bias,
+                     .y = out,
+                     .y_stride = weight.out},
+             stream_);
 }
 
 void CudaOps::logits(const Activation& x, std::int64_t tokens, const LinearWeight& weight, float* out) {
-  bf16_gemm({.tokens = tokens,
-             .out = weight.out,
-             .in = weight.in,
-             .weight = static_cast<const bf16*>(weight.data),
-             .x = x.data,
-             .y_f32 = out},
-            stream_);
+  any_linear(Bf16Gemm{.tokens = tokens,
+                      .out = weight.out,
+                      .in = weight.in,
+                      .weight = static_cast<const bf16*>(weight.data),
+                      .x = x.data,
+                      .y_f32 = out},
+             stream_);
 }
 
 void CudaOps::rope_and_store(bf16* qkv, const Batch&, const AttentionShape& shape, const float* q_norm,
