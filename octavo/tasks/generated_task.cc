@@ -34,7 +34,7 @@ class OptionReader {
     known_.push_back(name);
     const auto found = left_.find(name);
     if (found == left_.end()) return otherwise;
-    const std::string value = found->second;
+    std::string value = found->second;
     left_.erase(found);
     for (const std::string& part : must_have)
       if (value.find(part) == std::string::npos) fail("{}.{}: there is no {} in it", where_, name, part);
@@ -166,7 +166,7 @@ class Countdown : public GeneratedTask {
       }
       const auto take = [&] {
         const auto at = draws.below(static_cast<std::int64_t>(parts.size()));
-        const Expression part = parts[static_cast<std::size_t>(at)];
+        Expression part = parts[static_cast<std::size_t>(at)];
         parts.erase(parts.begin() + at);
         return part;
       };
