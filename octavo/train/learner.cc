@@ -72,6 +72,7 @@ struct PaddedRollouts {
 
 std::vector<TrainSequence> sequences_of(std::span<const Trajectory> rollouts) {
   std::vector<TrainSequence> sequences;
+  sequences.reserve(rollouts.size());
   for (const Trajectory& r : rollouts) sequences.push_back({r.prompt, r.tokens});
   return sequences;
 }
@@ -140,6 +141,7 @@ LearningResult Learner::learn(const std::vector<Trajectory>& rollouts, std::span
   std::vector<std::uint8_t> mask(count, 1);
   if (recipe_.grpo.overlong_filtering) {
     std::vector<std::uint8_t> truncated;
+    truncated.reserve(count);
     for (const Trajectory& r : rollouts) truncated.push_back(r.truncated ? 1 : 0);
     filter_overlong(truncated, mask);
   }

@@ -88,6 +88,7 @@ std::vector<Trajectory> generate(Engine& engine, const std::vector<TaskSample>& 
 
 void judge(Verifier& verifier, std::vector<Trajectory>& rollouts) {
   std::vector<Completion> completions;
+  completions.reserve(rollouts.size());
   for (const Trajectory& r : rollouts)
     completions.push_back({.sample = &r.sample, .text = r.text, .truncated = r.truncated});
   const std::vector<Judgement> judgements = verifier.judge(completions);
