@@ -8,7 +8,7 @@ set -euo pipefail
 octavo=$1
 out=$2
 shift 2
-common=(grpo.max_num_steps=1 grpo.num_prompts_per_step=4 policy.optimizer.kwargs.lr=0 checkpointing.enabled=false logger.tensorboard_enabled=false
+common=(grpo.max_num_steps=1 grpo.num_prompts_per_step=4 policy.optimizer.kwargs.lr=0 checkpointing.enabled=false logger.tensorboard_enabled=false policy.matched_fp8_forward=false
   data.train.task_options.max=99 policy.generation.max_new_tokens=48 policy.max_total_sequence_length=192)
 fp8=policy.generation.vllm_cfg
 
