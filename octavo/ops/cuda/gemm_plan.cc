@@ -9,6 +9,7 @@ namespace {
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::size_t kBarrierBytes = 4 * 64 * 8;  // four barriers for each of at most 64 stages
 constexpr int kMaxStages = 48;
+constexpr int kSpare = 4;     // 4096 rows on 132 multiprocessors still count as half
 constexpr int kRowStep = 16;  // rows that share a weight scale
 
 // Rows so that all multiprocessors get the same number of tiles, at most `most` rows each.
@@ -54,6 +55,10 @@ GemmPlan plan_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multip
   if (m <= 64) {  // bound by the stream of weights
     plan.tokens = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
     plan.rows = even_rows(out, 1, multiprocessors, 256);
+    // A step costs a warpgroup the same for 32 rows as for 64, and is what bounds it
+    // (docs/results/gpu-gemm.md): fuller tiles on half the multiprocessors are faster than half-empty ones on
+    // all.
+    if (plan.rows < 64 && ceil_div(out, 64) * 2 >= multiprocessors - kSpare) plan.rows = 64;
     plan.groups = plan.rows <= 64 ? 1 : plan.rows <= 128 ? 2 : 4;
     plan.per_group = 1;
 

@@ -45,10 +45,17 @@ TEST(GemmPlan, EveryPlanIsOneTheHardwareCanRun) {
   }
 }
 
-TEST(GemmPlan, StreamsWeightsOnNearlyAllMultiprocessors) {
-  for (const auto& [out, in] : {std::pair{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}})
-    for (const int m : {1, 8, 16, 64})
-      EXPECT_GE(plan_gemm(out, in, m).row_tiles(out), 128) << out << " " << m;
+TEST(GemmPlan, StreamsWeightsOnAtLeastHalfOfTheMultiprocessorsInWholeRounds) {
+  for (const auto& [out, in] :
+       {std::pair{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}, {2048, 2048}, {57344, 8192}})
+    for (const int m : {1, 8, 16, 64}) {
+      const std::int64_t tiles = plan_gemm(out, in, m).row_tiles(out);
+      EXPECT_GE(tiles, 64) << out << " " << m;
+      const std::int64_t rounds = (tiles + 131) / 132;
+      if (rounds > 1) {
+        EXPECT_GE(tiles, rounds * 128) << out << " " << m;
+      }
+    }
 }
 
 TEST(GemmPlan, RowsOfATileDoNotDependOnTheTokensOfADecode) {
