@@ -336,6 +336,20 @@ TEST_F(Refit, ShardsAddUpToTheChecksum) {
   EXPECT_EQ(sum_of(256, cols - 256) + sum_of(0, 256), sum_of(0, cols));
 }
 
+// As transformers has it: whatever such a folder says of the head, the embedding is the head.
+TEST_F(Refit, AFolderMayCarryACopyOfATiedHead) {
+  spec_.tie_word_embeddings = true;
+  host_ = HostWeights(spec_, 3);
+  const auto want = bytes_after_whole_tensors();
+  HostWeights exported = host_;
+  exported.tensors.push_back({"lm_head.weight", {spec_.vocab_size, spec_.hidden_size}, {}});
+  exported.tensors.back().values.resize(static_cast<std::size_t>(spec_.vocab_size * spec_.hidden_size));
+  const TestFolder folder;
+  save(exported, folder.path());
+  const Checkpoint checkpoint(folder.path());
+  EXPECT_EQ(bytes_after([&](RefitTransaction& refit) { put_all(refit, checkpoint); }), want);
+}
+
 TEST_F(Refit, AFileThatIsCutWhileItIsReadIsAnError) {
   const TestFolder folder;
   save(host_, folder.path());

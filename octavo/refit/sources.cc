@@ -12,8 +12,11 @@ namespace {
 
 constexpr std::string_view kScaleSuffix = "_scale_inv";
 
-// What old exports carry although no model needs it.
-bool leftover(std::string_view name) { return name.ends_with(".rotary_emb.inv_freq"); }
+// What exports carry although the model does not need it: buffers of old ones, and a copy of a tied head,
+// which is the embedding whatever the copy says (transformers ties the two after loading).
+bool leftover(std::string_view name, bool tied) {
+  return name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+}
 
 // Whole blocks of about 8 MiB.
 std::int64_t rows_at_once(const TensorView& tensor) {
@@ -45,7 +48,7 @@ void put_all(RefitTransaction& refit, const Checkpoint& checkpoint, const Progre
     // FP8 scales go with their codes.
     const bool scales = name.ends_with(kScaleSuffix) &&
                         checkpoint.find(name.substr(0, name.size() - kScaleSuffix.size())).has_value();
-    if (leftover(name) || scales) continue;
+    if (leftover(name, refit.tied()) || scales) continue;
     items.push_back({name, *checkpoint.find(name), std::nullopt});
     if (items.back().tensor.dtype == DType::kF8E4M3)
       items.back().scales = checkpoint.find(name + std::string(kScaleSuffix));

@@ -75,6 +75,7 @@ class RefitTransaction {
 
   bool open() const;
   const RefitOptions& options() const { return options_; }
+  bool tied() const { return weights_.tied(); }  // lm_head is the embedding, which alone has to come
 
  private:
   using Clock = std::chrono::steady_clock;
