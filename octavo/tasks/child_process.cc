@@ -99,6 +99,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& command) {
   posix_spawnattr_setflags(&attributes,
                            POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
   std::vector<char*> arguments;
+  arguments.reserve(command.size() + 1);
   for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
   const int error = posix_spawnp(&pid_, arguments[0], &actions, &attributes, arguments.data(), environ);

@@ -33,8 +33,8 @@ void step_cpu(const Coefficients& c, std::int64_t count, float* values, const fl
   });
 }
 
-void step_device(const Coefficients& c, at::Tensor values, const at::Tensor& gradients, at::Tensor first,
-                 at::Tensor second) {
+void step_device(const Coefficients& c, const at::Tensor& values, const at::Tensor& gradients,
+                 const at::Tensor& first, const at::Tensor& second) {
   const at::Tensor g = gradients * c.gradient_scale;
   first.mul_(c.beta1).add_(g, 1 - c.beta1);
   second.mul_(c.beta2).addcmul_(g, g, 1 - c.beta2);
@@ -47,7 +47,7 @@ void step_device(const Coefficients& c, at::Tensor values, const at::Tensor& gra
 AdamW::AdamW(const at::Tensor& values, const OptimizerConfig& config)
     : config_(config), first_(at::zeros_like(values)), second_(at::zeros_like(values)) {}
 
-void AdamW::step(at::Tensor values, const at::Tensor& gradients, double lr, double gradient_scale) {
+void AdamW::step(const at::Tensor& values, const at::Tensor& gradients, double lr, double gradient_scale) {
   ++steps_;
   const auto t = static_cast<double>(steps_);
   const double beta1 = config_.betas[0];

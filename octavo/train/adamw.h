@@ -17,7 +17,7 @@ class AdamW {
 
   // One step with the gradient times `gradient_scale` (of clipping). Decays every parameter, as torch does
   // for one group.
-  void step(at::Tensor values, const at::Tensor& gradients, double lr, double gradient_scale);
+  void step(const at::Tensor& values, const at::Tensor& gradients, double lr, double gradient_scale);
 
   // What a checkpoint keeps.
   const at::Tensor& first_moment() const { return first_; }

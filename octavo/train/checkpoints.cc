@@ -56,7 +56,7 @@ void write_tensors(const std::string& path, const ParameterLayout& layout,
 }
 
 void read_tensors(const SafetensorsFile& file, const ParameterLayout& layout, const std::string& prefix,
-                  at::Tensor buffer) {
+                  const at::Tensor& buffer) {
   at::Tensor host = at::zeros({layout.size()});
   for (const Parameter& p : layout.all()) {
     const auto view = file.find(prefix + p.name);

@@ -45,7 +45,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
 }
 
 at::Tensor linear_backward(const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& weight,
-                           at::Tensor weight_gradient, at::Tensor bias_gradient) {
+                           const at::Tensor& weight_gradient, at::Tensor bias_gradient) {
   weight_gradient.addmm_(gradient.t(), x);
   if (bias_gradient.defined()) bias_gradient += gradient.sum(0);
   return at::mm(gradient, weight);

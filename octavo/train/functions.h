@@ -31,7 +31,7 @@ at::Tensor rms_norm_backward(const at::Tensor& gradient, const at::Tensor& x, co
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
 // Returns d loss / d x; adds d loss / d w and d loss / d bias. `bias_gradient` undefined: no bias.
 at::Tensor linear_backward(const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& weight,
-                           at::Tensor weight_gradient, at::Tensor bias_gradient);
+                           const at::Tensor& weight_gradient, at::Tensor bias_gradient);
 
 // Rotates the two halves of each head of x [T, heads, head_dim] (HF's order); cos and sin [T, 1, head_dim /
 // 2]. The gradient is the rotation the other way: pass -sin.

@@ -26,7 +26,7 @@ MatchedFp8 MatchedFp8::of(const Weights& weights) {
 }
 
 void fake_quantize_weight(const at::Tensor& weight, const ScalingOptions& options, const std::string& name,
-                          ThreadPool& pool, at::Tensor out) {
+                          ThreadPool& pool, const at::Tensor& out) {
   if (!weight.is_cpu()) {
     if (options.formula != ScaleFormula::kDivide)
       fail("policy.matched_fp8_forward on a GPU needs policy.generation.octavo_cfg.scale_formula: divide");

@@ -31,7 +31,7 @@ struct MatchedFp8 {
 // out = code · scale of every element of `weight` [out, in]; FP32, contiguous. Error for a value that is not
 // finite, with `name`.
 void fake_quantize_weight(const at::Tensor& weight, const ScalingOptions& options, const std::string& name,
-                          ThreadPool& pool, at::Tensor out);
+                          ThreadPool& pool, const at::Tensor& out);
 
 // code · scale of x [T, in], whose values bf16 holds; scales by kDivide.
 at::Tensor fake_quantize_activations(const at::Tensor& x, bool pow2);

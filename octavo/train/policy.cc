@@ -117,7 +117,7 @@ at::Tensor Policy::hidden_states(const PackedBatch& batch, PolicyTape* tape) con
   }
   const at::Tensor rows = residual.index_select(0, batch.logit_rows);
   Normed last = rms_norm(rows, vector_at(layout_.final_norm(), spec_.hidden_size), spec_.rms_norm_eps);
-  const at::Tensor hidden = round_bf16(last.y, options_.bf16);
+  at::Tensor hidden = round_bf16(last.y, options_.bf16);
   if (tape != nullptr) {
     tape->final_rows = rows;
     tape->final_inverse_rms = last.inverse_rms;
