@@ -41,7 +41,6 @@ class CudaStepRunner final : public StepRunner {
 
   void grow(std::size_t tasks);
   void split_tasks(const StepInput& input, Slot& slot);
-  void compute(const StepInput& input, std::int64_t padded);
   void sample(const float* logits, const SampleTask* tasks, std::int64_t count);
   void replay(const StepInput& input, std::int64_t padded, const SampleTask* tasks);
   void drop_graphs();
@@ -63,7 +62,6 @@ class CudaStepRunner final : public StepRunner {
   std::size_t most_tasks_ = 0;
   DeviceBuffer results_;
   DeviceBuffer scratch_;
-  const float* logits_ = nullptr;
   std::map<GraphKey, cudaGraphExec_t> graphs_;
   bool warm_ = false;  // everything that is made at first use has been made
 };
