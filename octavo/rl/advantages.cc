@@ -107,8 +107,9 @@ Advantages compute_advantages(const GrpoConfig& config, std::span<const std::int
 std::vector<std::uint8_t> has_spread(std::span<const std::int64_t> groups, std::span<const float> rewards) {
   std::vector<std::uint8_t> spread(rewards.size());
   for (const auto& [group, members] : members_of(groups, rewards)) {
+    const float first = rewards[members.front()];
     const bool differs = std::any_of(members.begin(), members.end(),
-                                     [&](std::size_t i) { return rewards[i] != rewards[members.front()]; });
+                                     [&, first](std::size_t i) { return rewards[i] != first; });
     for (const std::size_t i : members) spread[i] = differs ? 1 : 0;
   }
   return spread;
