@@ -9,8 +9,11 @@
 
 namespace octavo {
 
-// Checks of a flag's text: an integer that is at least so much; a seed.
+// Checks of a flag's text: an integer that is at least so much; a number (that may be held to be above 0); a
+// seed.
 CLI::Validator at_least(std::int64_t least);
+CLI::Validator number();
+CLI::Validator positive_number();
 CLI::Validator seed_number();
 
 // Flags that every command with a loaded model shares.

@@ -32,9 +32,14 @@ std::vector<PromptLine> collect_prompts(const Options& options) {
   if (!options.prompts_file.empty()) {
     for (const Line& line : read_lines(options.prompts_file))
       lines.push_back(parse_prompt_line(line.text, line.where));
+    refuse_same_ids(lines);
     return lines;
   }
-  for (const std::string& prompt : options.prompts) lines.push_back({.id = lines.size(), .prompt = prompt});
+  for (const std::string& prompt : options.prompts)
+    lines.push_back(
+        {.id = lines.size(),
+         .prompt = prompt,
+         .where = options.prompts.size() == 1 ? "--prompt" : fmt::format("--prompt {}", lines.size() + 1)});
   return lines;
 }
 
@@ -65,11 +70,16 @@ void run(const Options& options) {
   std::vector<Request> requests;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     Request request;
-    request.prompt_ids = prompts[i].has_ids
-                             ? prompts[i].prompt_ids
-                             : session.tokenizer->encode(prompts[i].prompt, options.add_special_tokens);
     request.sampling = options.sampling;
     if (options.has_seed) request.sampling.seed = options.seed + i;
+    try {
+      request.prompt_ids = prompts[i].has_ids
+                               ? prompts[i].prompt_ids
+                               : session.tokenizer->encode(prompts[i].prompt, options.add_special_tokens);
+      session.engine->limits().check(request, /*scoring=*/false);
+    } catch (const Error& error) {
+      fail("{}: {}", prompts[i].where, error.what());
+    }
     requests.push_back(std::move(request));
   }
 
@@ -127,20 +137,29 @@ void add_generate(CLI::App& app) {
   command->add_flag("--json", options->json, "Write JSON lines to standard output");
   command->add_flag("!--no-special-tokens", options->add_special_tokens,
                     "Do not add BOS and its like to text prompts");
-  command->add_option("--temperature", sampling.temperature, "0 is greedy")->capture_default_str();
+  command->add_option("--temperature", sampling.temperature, "0 is greedy")
+      ->check(number())
+      ->capture_default_str();
   command->add_option("--top-p", sampling.top_p, "Keep the likeliest tokens that sum up to P")
+      ->check(number())
       ->capture_default_str();
   command->add_option("--top-k", sampling.top_k, "Keep the K likeliest tokens (0: all)")
+      ->check(at_least(0))
       ->capture_default_str();
   command->add_option("--min-p", sampling.min_p, "Keep tokens at least P times as likely as the likeliest")
+      ->check(number())
       ->capture_default_str();
   command
       ->add_option("--repetition-penalty", sampling.repetition_penalty,
                    "Above 1: tokens seen before become less likely")
+      ->check(number())
       ->capture_default_str();
   command->add_option("--max-tokens", sampling.max_tokens, "Tokens to generate at most")
+      ->check(at_least(1))
       ->capture_default_str();
-  command->add_option("--n", sampling.n, "Samples for each prompt")->capture_default_str();
+  command->add_option("--n", sampling.n, "Samples for each prompt")
+      ->check(at_least(1))
+      ->capture_default_str();
   command
       ->add_option_function<std::uint64_t>(
           "--seed",

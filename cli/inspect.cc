@@ -1,12 +1,13 @@
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <memory>
 
 #include "cli/commands.h"
 #include "cli/jsonl.h"
-#include "octavo/base/error.h"
+#include "cli/progress.h"
+#include "octavo/base/buffer.h"
 #include "octavo/checkpoint/checkpoint.h"
+#include "octavo/refit/sources.h"
 
 namespace octavo {
 namespace {
@@ -14,6 +15,7 @@ namespace {
 struct Options {
   std::string folder;
   double memory_gib = 0;
+  bool values = false;
   bool json = false;
 };
 
@@ -39,22 +41,27 @@ std::string rope_name(const ModelSpec& spec) {
   return "?";
 }
 
+// Loads every tensor as an engine would, without keeping any: what it would refuse, this refuses.
+void check_values(const ModelSpec& spec, const Checkpoint& checkpoint) {
+  ThreadPool pool;
+  ProgressBar progress("checking");
+  checksum_of(spec, {.precision = Precision::kBF16}, pool, [&](RefitTransaction& refit) {
+    put_all(refit, checkpoint, [&](std::int64_t done, std::int64_t total) { progress.update(done, total); });
+  });
+}
+
 void run(const Options& options) {
   const ModelSpec spec = load_model_spec(options.folder);
   const Checkpoint checkpoint(options.folder);
   // Weights reserves address space only; nothing is touched, so both formats cost nothing to lay out.
   const Weights bf16(spec, {.precision = Precision::kBF16});
   const Weights fp8(spec, {.precision = Precision::kFP8});
+  check_tensors(checkpoint, bf16);
+  if (options.values) check_values(spec, checkpoint);
   std::int64_t parameters = 0;
-  for (const WeightEntry& entry : bf16.table()) {
-    const auto tensor = checkpoint.find(entry.name);
-    if (!tensor)
-      fail("the checkpoint has no tensor '{}', which the model needs; a shard may be missing", entry.name);
-    parameters += tensor->elements();
-  }
-  const double memory = options.memory_gib > 0 ? options.memory_gib * (1 << 30)
-                                               : static_cast<double>(sysconf(_SC_PHYS_PAGES)) *
-                                                     static_cast<double>(sysconf(_SC_PAGESIZE));
+  for (const WeightEntry& entry : bf16.table()) parameters += checkpoint.find(entry.name)->elements();
+  const double memory =
+      options.memory_gib > 0 ? options.memory_gib * (1 << 30) : static_cast<double>(physical_memory());
   const std::int64_t per_token = kv_bytes_per_token(spec);
   const auto fit = [&](const Weights& weights) {
     return std::max<std::int64_t>(0,
@@ -110,7 +117,8 @@ void add_inspect(CLI::App& app) {
   CLI::App* command = app.add_subcommand("inspect", "Describe a model and the memory it needs");
   command->add_option("DIR", options->folder, "Hugging Face model folder")->required();
   command->add_option("--memory", options->memory_gib, "GiB to plan for (default: what the machine has)")
-      ->check(CLI::PositiveNumber);
+      ->check(positive_number());
+  command->add_flag("--check-values", options->values, "Also read all weights and refuse what is not finite");
   command->add_flag("--json", options->json, "One line of JSON");
   command->callback([options] { run(*options); });
 }

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <iostream>
 #include <limits>
+#include <map>
 #include <utility>
 
 #include "octavo/base/error.h"
@@ -59,6 +60,7 @@ PromptLine parse_prompt_line(std::string_view text, const std::string& where) {
   if (object.contains("prompt") == object.contains("prompt_ids"))
     fail("{}: give either 'prompt' or 'prompt_ids'", where);
   PromptLine line;
+  line.where = where;
   line.id = object["id"];
   if (object.contains("prompt_ids")) {
     line.has_ids = true;
@@ -74,10 +76,21 @@ PromptLine parse_token_line(std::string_view text, const std::string& where) {
   const json object = object_of(text, where, {"id", "token_ids"});
   if (!object.contains("token_ids")) fail("{}: the key 'token_ids' is missing", where);
   PromptLine line;
+  line.where = where;
   line.id = object["id"];
   line.has_ids = true;
   line.prompt_ids = ids_of(object["token_ids"], where, "'token_ids'");
   return line;
+}
+
+void refuse_same_ids(const std::vector<PromptLine>& lines) {
+  std::map<json, const std::string*> seen;
+  for (const PromptLine& line : lines) {
+    const auto [first, fresh] = seen.emplace(line.id, &line.where);
+    if (!fresh)
+      fail("{}: the id {} is that of {} too; give each line its own", line.where, printable_json(line.id),
+           *first->second);
+  }
 }
 
 std::string parse_text_line(std::string_view line, const std::string& where) {

@@ -15,6 +15,7 @@ struct PromptLine {
   std::string prompt;  // text, unless has_ids
   std::vector<std::int32_t> prompt_ids;
   bool has_ids = false;
+  std::string where;
 };
 
 // `where` is file:line. Lines hold {"id", "prompt"} or {"id", "prompt_ids"}; Error for anything else.
@@ -26,6 +27,9 @@ PromptLine parse_token_line(std::string_view line, const std::string& where);
 // A JSON string, or a JSON array of token ids.
 std::string parse_text_line(std::string_view line, const std::string& where);
 std::vector<std::int32_t> parse_ids_line(std::string_view line, const std::string& where);
+
+// Error naming both lines when two have the same id: their outputs could not be told apart.
+void refuse_same_ids(const std::vector<PromptLine>& lines);
 
 struct Line {
   std::string text;

@@ -38,6 +38,17 @@ TEST(PromptLine, ReadsTextOrIds) {
   EXPECT_THAT(parse_prompt_line(R"({"id": 1, "prompt_ids": []})", kWhere).prompt_ids, IsEmpty());
 }
 
+TEST(PromptLine, NoTwoLinesMayHaveTheSameId) {
+  const auto line = [](const char* id, const char* where) {
+    return parse_prompt_line(fmt::format(R"({{"id": {}, "prompt": ""}})", id), where);
+  };
+  EXPECT_NO_THROW(refuse_same_ids({line("1", "p:1"), line("\"1\"", "p:2"), line("-1", "p:3")}));
+  EXPECT_EQ(message_of<Error>([&] {
+              refuse_same_ids({line("\"a\"", "p:1"), line("2", "p:2"), line("\"a\"", "p:4")});
+            }),
+            "p:4: the id \"a\" is that of p:1 too; give each line its own");
+}
+
 std::string prompt_error(std::string_view line) {
   return message_of<Error>([&] { parse_prompt_line(line, kWhere); });
 }

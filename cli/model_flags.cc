@@ -1,10 +1,24 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <cmath>
+#include <optional>
 
 #include "cli/commands.h"
 
 namespace octavo {
+
+namespace {
+
+// The whole text as a number; nan and inf are numbers here.
+std::optional<double> parse_number(const std::string& text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+}  // namespace
 
 CLI::Validator at_least(std::int64_t least) {
   const auto check = [least](const std::string& text) -> std::string {
@@ -14,6 +28,23 @@ CLI::Validator at_least(std::int64_t least) {
     return fmt::format("must be an integer from {} up, but is '{}'", least, text);
   };
   return {check, fmt::format(">= {}", least), ""};
+}
+
+CLI::Validator number() {
+  const auto check = [](const std::string& text) -> std::string {
+    return parse_number(text) ? "" : fmt::format("must be a number, but is '{}'", text);
+  };
+  return {check, "", ""};
+}
+
+CLI::Validator positive_number() {
+  const auto check = [](const std::string& text) -> std::string {
+    const auto value = parse_number(text);
+    return value && *value > 0 && std::isfinite(*value)
+               ? ""
+               : fmt::format("must be a number above 0, but is '{}'", text);
+  };
+  return {check, "> 0", ""};
 }
 
 CLI::Validator seed_number() {

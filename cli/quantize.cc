@@ -12,6 +12,7 @@
 #include "octavo/checkpoint/json.h"
 #include "octavo/quant/error_stats.h"
 #include "octavo/quant/weight_quantizer.h"
+#include "octavo/refit/sources.h"
 
 namespace octavo {
 namespace {
@@ -38,14 +39,9 @@ std::vector<std::pair<std::string, ErrorSums>> write_weights(const Checkpoint& c
   std::vector<TensorDeclaration> declarations;
   std::int64_t total = 0;
   for (const WeightEntry& entry : weights.table()) {
-    const auto tensor = checkpoint.find(entry.name);
-    if (!tensor)
-      fail("the checkpoint has no tensor '{}', which the model needs; a shard may be missing", entry.name);
-    if (tensor->shape != entry.shape)
-      fail("tensor '{}' has shape {}, but the model needs {}", entry.name, shape_string(tensor->shape),
-           shape_string(entry.shape));
-    total += tensor->elements();
-    declarations.push_back({entry.name, entry.fp8() ? DType::kF8E4M3 : tensor->dtype, entry.shape});
+    const TensorView tensor = *checkpoint.find(entry.name);
+    total += tensor.elements();
+    declarations.push_back({entry.name, entry.fp8() ? DType::kF8E4M3 : tensor.dtype, entry.shape});
     if (entry.fp8())
       declarations.push_back(
           {entry.name + "_scale_inv", DType::kF32, {blocks_of(entry.shape[0]), blocks_of(entry.shape[1])}});
@@ -141,6 +137,7 @@ void run(const Options& options) {
       options.formula == "nemo-rl" ? ScaleFormula::kNemoRl : ScaleFormula::kDivide;
   const Weights weights(spec, weight_options);  // only its table is used: which tensors are FP8
   const Checkpoint checkpoint(options.model.folder);
+  check_tensors(checkpoint, weights);
 
   const fs::path out(options.out);
   if (fs::exists(out) && (!fs::is_directory(out) || !fs::is_empty(out)))

@@ -242,7 +242,7 @@ void add_refit_bench(CLI::App& app) {
       ->check(CLI::IsMember({"in-place", "double-buffered"}))
       ->capture_default_str();
   command->add_option("--repeat", options->repeat, "Rounds that are counted")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->add_flag("--json", options->json, "One line of JSON");
   command->callback([options] { run(*options); });

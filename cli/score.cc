@@ -7,6 +7,7 @@
 #include "cli/jsonl.h"
 #include "cli/progress.h"
 #include "cli/session.h"
+#include "octavo/base/error.h"
 
 namespace octavo {
 namespace {
@@ -25,8 +26,16 @@ void run(const Options& options) {
     lines.push_back(parse_token_line(line.text, line.where));
     total += static_cast<std::int64_t>(lines.back().prompt_ids.size());
   }
+  refuse_same_ids(lines);
   LineWriter writer(options.out);
   Session session(options.model, options.engine.options(options.model.device), false);
+  for (const PromptLine& line : lines) {  // all of them before any is computed
+    try {
+      session.engine->limits().check({.prompt_ids = line.prompt_ids}, /*scoring=*/true);
+    } catch (const Error& error) {
+      fail("{}: {}", line.where, error.what());
+    }
+  }
   ProgressBar progress("scoring");
   std::int64_t done = 0;
   double sum = 0;

@@ -1,7 +1,11 @@
+#include <algorithm>
+#include <filesystem>
 #include <memory>
 
 #include "cli/commands.h"
 #include "cli/jsonl.h"
+#include "octavo/base/error.h"
+#include "octavo/checkpoint/checkpoint.h"
 #include "octavo/text/tokenizer.h"
 
 namespace octavo {
@@ -16,12 +20,22 @@ struct Options {
   bool skip_special_tokens = false;
 };
 
+// Ids below this may stand in a line: the tokenizer's, or the model's where its vocabulary is padded.
+std::int64_t vocabulary(const std::string& folder, const Tokenizer& tokenizer) {
+  const bool has_model = std::filesystem::exists(folder + "/config.json");
+  return std::max<std::int64_t>(tokenizer.vocab_size(), has_model ? load_model_spec(folder).vocab_size : 0);
+}
+
 void run(const Options& options) {
   const Tokenizer tokenizer = Tokenizer::from_file(options.folder + "/tokenizer.json");
+  const std::int64_t end = options.decode ? vocabulary(options.folder, tokenizer) : 0;
   LineWriter writer(options.out);
   for (const Line& line : read_lines(options.input)) {
     if (options.decode) {
       const auto ids = parse_ids_line(line.text, line.where);
+      for (const std::int32_t id : ids)
+        if (id >= end)
+          fail("{}: token {} is outside the vocabulary of {} (ids 0 to {})", line.where, id, end, end - 1);
       writer.write(dump_line(tokenizer.decode(ids, options.skip_special_tokens)));
     } else {
       const std::string text = parse_text_line(line.text, line.where);

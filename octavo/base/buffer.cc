@@ -15,6 +15,10 @@ namespace {
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 }
 
+std::size_t physical_memory() {
+  return static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
+
 Buffer::Buffer(std::size_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
   // Large weights and KV are read in long streams: huge pages save TLB misses. Small buffers would only be

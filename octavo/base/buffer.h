@@ -7,6 +7,9 @@
 
 namespace octavo {
 
+// Bytes of memory that the machine has.
+std::size_t physical_memory();
+
 // Anonymous, zero-filled memory; large ones lie on huge pages. `decommit` returns the pages to the system and
 // keeps the address range; touching the range afterwards reads zeros. Throws SystemError when the system has
 // no memory.

@@ -45,6 +45,10 @@ nlohmann::json parse_json(std::string_view text, const std::string& where) {
   } catch (const json::exception& error) {
     std::string_view reason = error.what();
     reason.remove_prefix(reason.find("] ") + 2);  // the library's own error code
+    // A text of one line is often line 7 of a file, as `where` says.
+    constexpr std::string_view kLine = "parse error at line 1, ";
+    if (reason.starts_with(kLine) && text.find('\n') == std::string_view::npos)
+      reason.remove_prefix(kLine.size());
     fail("{}: not valid JSON: {}", where, printable(reason));
   }
 }

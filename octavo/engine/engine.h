@@ -103,7 +103,8 @@ class Engine {
 
   EngineStats stats() const;
   const ModelSpec& spec() const { return core_.model().spec(); }
-  std::int64_t max_context() const { return core_.limits().max_context(); }
+  // Which requests submit() and generate() refuse; limits().check() says so beforehand.
+  const Limits& limits() const { return core_.limits(); }
 
   // Ends every request with abort, wakes every waiting call, stops the thread. Later calls throw Error.
   void shutdown();

@@ -176,6 +176,14 @@ TEST(Engine, RefusesOptionsThatMakeNoSense) {
   EXPECT_THAT(complaint([] { TinyEngine tiny({.max_sequences = 0}); }), HasSubstr("max_sequences is 0"));
   EXPECT_THAT(complaint([] { TinyEngine tiny({.max_sequences = 9, .max_batch_tokens = 8}); }),
               HasSubstr("max_batch_tokens is 8"));
+  constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
+  EXPECT_THAT(complaint([] { TinyEngine tiny({.max_sequences = kHuge, .max_batch_tokens = kHuge}); }),
+              HasSubstr("max_sequences is 9223372036854775807; it must be from 1 to"));
+  EXPECT_THAT(complaint([] { TinyEngine tiny({.max_batch_tokens = kHuge}); }),
+              HasSubstr("it must be at most"));
+  EXPECT_THAT(complaint([] { TinyEngine tiny({.kv_tokens = kHuge}); }), HasSubstr("lower kv_tokens"));
+  EXPECT_THAT(complaint([] { TinyEngine tiny({.kv_bytes = std::size_t{1} << 60}); }),
+              HasSubstr("of memory; lower the KV cache's bytes"));
   EXPECT_THAT(complaint([] { TinyEngine tiny({.max_context = 257}); }), HasSubstr("max_context is 257"));
   EXPECT_THAT(complaint([] { TinyEngine tiny({.kv_bytes = 100}); }), HasSubstr("kv_bytes is 100"));
 }

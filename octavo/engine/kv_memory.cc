@@ -11,10 +11,32 @@ constexpr std::size_t kDeviceReserve = std::size_t{768} << 20;
 
 double gib(std::size_t bytes) { return static_cast<double>(bytes) / static_cast<double>(1 << 30); }
 
+// Memory is reserved here and taken as it is used, so too much would only show in the middle of a run.
+void check_fits(const EngineOptions& options, const Model& model) {
+  const KvGeometry one{
+      .num_blocks = 1, .num_kv_heads = model.spec().num_kv_heads, .head_dim = model.spec().head_dim};
+  const double token_bytes = static_cast<double>(KvMemory::block_bytes(model.spec().num_layers, one)) /
+                             static_cast<double>(KvGeometry::block_size);
+  const double kv = options.kv_tokens > 0 ? static_cast<double>(options.kv_tokens) * token_bytes
+                                          : static_cast<double>(options.kv_bytes);
+  const auto room = model.storage().room();
+  const std::size_t total = room ? room->total : physical_memory();
+  const std::size_t weights = model.weights().bytes();
+  if (kv + static_cast<double>(weights) > static_cast<double>(total))
+    fail(
+        "a KV cache of {:.2f} GiB ({:.0f} tokens) and weights of {:.2f} GiB are more than the {:.2f} GiB of "
+        "memory; lower {}",
+        kv / (1 << 30), kv / token_bytes, gib(weights), gib(total),
+        options.kv_tokens > 0 ? "kv_tokens" : "the KV cache's bytes");
+}
+
 }  // namespace
 
 EngineOptions with_kv_bytes(EngineOptions options, const Model& model) {
-  if (options.kv_tokens > 0 || options.kv_bytes > 0) return options;
+  if (options.kv_tokens > 0 || options.kv_bytes > 0) {
+    check_fits(options, model);
+    return options;
+  }
   const auto room = model.storage().room();
   if (!room) {
     options.kv_bytes = kDefaultBytes;

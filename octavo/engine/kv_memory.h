@@ -14,7 +14,7 @@
 namespace octavo {
 
 // The options with kv_bytes settled for this model, whose weights are in place. Throws Error, with the
-// arithmetic, where a GPU's share of memory leaves nothing.
+// arithmetic, where a GPU's share of memory leaves nothing, or more is asked for than the memory has.
 EngineOptions with_kv_bytes(EngineOptions options, const Model& model);
 
 class KvMemory {

@@ -12,6 +12,10 @@ constexpr std::int64_t kBlockSize = KvGeometry::block_size;
 // Samples share a prompt, but each holds its own tokens: this bounds what one request can make the engine
 // hold.
 constexpr std::int64_t kMaxSamples = 1024;
+// Far above what any machine of today computes at once: more is a mistake, and would be memory reserved for
+// nothing.
+constexpr std::int64_t kMaxSequences = 65536;
+constexpr std::int64_t kMaxBatchTokens = std::int64_t{1} << 20;
 
 std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockSize - 1) / kBlockSize; }
 
@@ -19,7 +23,10 @@ std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockSize - 1) 
 
 Limits::Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tokenizer)
     : vocab_size_(spec.vocab_size), has_tokenizer_(has_tokenizer) {
-  if (options.max_sequences < 1) fail("max_sequences is {}; it must be at least 1", options.max_sequences);
+  if (options.max_sequences < 1 || options.max_sequences > kMaxSequences)
+    fail("max_sequences is {}; it must be from 1 to {}", options.max_sequences, kMaxSequences);
+  if (options.max_batch_tokens > kMaxBatchTokens)
+    fail("max_batch_tokens is {}; it must be at most {}", options.max_batch_tokens, kMaxBatchTokens);
   if (options.max_batch_tokens < options.max_sequences)
     fail(
         "max_batch_tokens is {}; it must be at least max_sequences, {}, so that each can have a token in a "

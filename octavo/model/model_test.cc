@@ -156,6 +156,18 @@ TEST(Weights, Ue8m0CheckpointsGetPowerOfTwoScales) {
   EXPECT_TRUE(weights.layers()[1].down.pow2_activations);
 }
 
+TEST(Weights, OptionsThatDoNotFitTheModelAreRefused) {
+  const ModelSpec spec = load_model_spec(kTiny + "llama");
+  const std::int64_t layers = spec.num_layers;
+  const Weights all_bf16(spec, {.bf16_first = layers - 1, .bf16_last = 1, .ignored = {"lm_head"}});
+  EXPECT_EQ(all_bf16.layers().back().down.precision, Precision::kBF16);
+  EXPECT_THROW(Weights(spec, {.bf16_first = layers + 1}), Error);
+  EXPECT_THROW(Weights(spec, {.bf16_first = layers, .bf16_last = 1}), Error);
+  constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
+  EXPECT_THROW(Weights(spec, {.bf16_first = kHuge, .bf16_last = kHuge}), Error);
+  EXPECT_THROW(Weights(spec, {.ignored = {"mlp.down_prj"}}), Error);
+}
+
 TEST(Weights, FusedSiblingsMustShareAPrecision) {
   const ModelSpec spec = load_model_spec(kTiny + "llama");
   EXPECT_THROW(Weights(spec, {.ignored = {"k_proj"}}), Error);

@@ -89,9 +89,13 @@ Weights::Weights(const ModelSpec& spec, const WeightOptions& options, std::uniqu
   if (options.bf16_first < 0 || options.bf16_last < 0)
     fail("the numbers of first and last layers in bf16 must not be negative ({} and {})", options.bf16_first,
          options.bf16_last);
+  if (options.bf16_first > spec.num_layers - options.bf16_last)
+    fail("the first {} and the last {} layers in bf16 are more than the model's {}; lower them",
+         options.bf16_first, options.bf16_last, spec.num_layers);
   if (spec.fp8_pow2_scales) options_.scaling.pow2 = options_.pow2_activations = true;
   layers_.resize(static_cast<std::size_t>(spec.num_layers));
   bytes_ = lay_out(nullptr);
+  check_ignored();
   lay_out(memory_->allocate(bytes_));
   for (std::size_t i = 0; i < table_.size(); ++i) {
     WeightEntry& entry = table_[i];
@@ -115,6 +119,19 @@ Precision Weights::precision_of(std::int64_t layer, const std::vector<std::strin
   if (ignored != 0 && ignored != static_cast<std::ptrdiff_t>(names.size()))
     fail("'{}' and its siblings are one fused matrix: leave all of them out of FP8, or none", names.front());
   return ignored == 0 ? Precision::kFP8 : Precision::kBF16;
+}
+
+// A keyword that matches nothing is a slip of the pen that would leave its layer in FP8.
+void Weights::check_ignored() const {
+  for (const std::string& keyword : options_.ignored) {
+    const auto matches = [&](const WeightEntry& entry) {
+      return entry.name.find(keyword) != std::string::npos;
+    };
+    // A list may name lm_head, never FP8, of a model that has none of its own.
+    if (keyword != "lm_head" && std::none_of(table_.begin(), table_.end(), matches))
+      fail("'{}' is to stay in bf16, but no weight's name contains it; the first layer's are '{}' and so on",
+           keyword, layers_.empty() ? "" : table_[2].name);
+  }
 }
 
 std::size_t Weights::lay_out(std::byte* base) {

@@ -75,6 +75,7 @@ class Weights {
 
  private:
   std::size_t lay_out(std::byte* base);  // fills table and pointers; with null, only counts bytes
+  void check_ignored() const;
   Precision precision_of(std::int64_t layer, const std::vector<std::string>& names) const;
 
   ModelSpec spec_;

@@ -54,6 +54,23 @@ class Refit : public testing::Test {
   }
 };
 
+TEST(CheckTensors, NamesAllThatDoesNotFitAModelWithoutReadingValues) {
+  const Checkpoint checkpoint(kTiny + "llama");
+  ModelSpec spec = load_model_spec(kTiny + "llama");
+  EXPECT_NO_THROW(check_tensors(checkpoint, Weights(spec, {})));
+  const auto complaint = [&] {
+    return message_of<Error>([&] { check_tensors(checkpoint, Weights(spec, {})); });
+  };
+  --spec.num_layers;
+  EXPECT_THAT(complaint(), HasSubstr("'model.layers.1.mlp.down_proj.weight' is unknown to this model"));
+  spec.num_layers += 2;
+  EXPECT_THAT(complaint(), HasSubstr("'model.layers.2.self_attn.q_proj.weight' is missing"));
+  --spec.num_layers;
+  spec.num_heads *= 2;
+  EXPECT_THAT(complaint(),
+              HasSubstr("'model.layers.0.self_attn.q_proj.weight' has shape [72, 72], but the model needs"));
+}
+
 TEST_F(Refit, OrderDtypeModeAndSourceDoNotMatter) {
   const auto want = bytes_after_whole_tensors();
   std::mt19937 rng(std::random_device{}());

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "octavo/base/error.h"
+#include "octavo/refit/manifest.h"
 
 namespace octavo {
 namespace {
@@ -16,6 +17,13 @@ constexpr std::string_view kScaleSuffix = "_scale_inv";
 // which is the embedding whatever the copy says (transformers ties the two after loading).
 bool leftover(std::string_view name, bool tied) {
   return name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+}
+
+// Neither left over nor the scales of FP8 codes, which go with these.
+bool is_weight(const std::string& name, const Checkpoint& checkpoint, bool tied) {
+  const bool scales = name.ends_with(kScaleSuffix) &&
+                      checkpoint.find(name.substr(0, name.size() - kScaleSuffix.size())).has_value();
+  return !scales && !leftover(name, tied);
 }
 
 // Whole blocks of about 8 MiB.
@@ -45,10 +53,7 @@ void put_all(RefitTransaction& refit, const Checkpoint& checkpoint, const Progre
   std::vector<Item> items;
   std::int64_t total = 0;
   for (const std::string& name : checkpoint.names()) {
-    // FP8 scales go with their codes.
-    const bool scales = name.ends_with(kScaleSuffix) &&
-                        checkpoint.find(name.substr(0, name.size() - kScaleSuffix.size())).has_value();
-    if (leftover(name, refit.tied()) || scales) continue;
+    if (!is_weight(name, checkpoint, refit.tied())) continue;
     items.push_back({name, *checkpoint.find(name), std::nullopt});
     if (items.back().tensor.dtype == DType::kF8E4M3)
       items.back().scales = checkpoint.find(name + std::string(kScaleSuffix));
@@ -83,6 +88,14 @@ void put_all(RefitTransaction& refit, const Checkpoint& checkpoint, const Progre
       if (progress) progress(done, total);
     }
   }
+}
+
+void check_tensors(const Checkpoint& checkpoint, const Weights& weights) {
+  Manifest manifest(weights, {});
+  for (const std::string& name : checkpoint.names())
+    if (is_weight(name, checkpoint, weights.tied())) manifest.arrive(name, *checkpoint.find(name));
+  if (const std::string verdict = manifest.verdict(); !verdict.empty())
+    fail("the weights are not those of the model in config.json: {}", verdict);
 }
 
 void load_checkpoint(const Checkpoint& checkpoint, Weights& weights, ThreadPool& pool,

@@ -32,6 +32,10 @@ void put_all(RefitTransaction& refit, const std::function<std::optional<NamedTen
 // the checkpoint never stands in memory beside the weights. Throws Error when a file ends too early.
 void put_all(RefitTransaction& refit, const Checkpoint& checkpoint, const Progress& progress = {});
 
+// Throws Error naming all that is missing, unknown or of the wrong shape in an HF folder, without reading any
+// values.
+void check_tensors(const Checkpoint& checkpoint, const Weights& weights);
+
 // Fills `weights`, with which no engine computes yet, from an HF folder: a refit with a file as the source.
 // Throws Error naming all that is missing, unknown, of the wrong shape or dtype, or not finite.
 void load_checkpoint(const Checkpoint& checkpoint, Weights& weights, ThreadPool& pool,
