@@ -60,10 +60,11 @@ void NaiveRefit::quantize(const TensorView& source, std::uint8_t* codes, float* 
 
 void NaiveRefit::copy(const TensorView& source, std::byte* out, ThreadPool& pool) {
   const auto* from = static_cast<const std::byte*>(source.data);
-  pool.parallel_for(source.bytes(), source.bytes() / (2 * pool.size()) + 1,
-                    [&](std::int64_t begin, std::int64_t end) {
-                      std::memcpy(out + begin, from + begin, static_cast<std::size_t>(end - begin));
-                    });
+  const std::int64_t chunk =
+      (source.bytes() / (2 * pool.size()) / 4096 + 1) * 4096;  // whole pages are fastest
+  pool.parallel_for(source.bytes(), chunk, [&](std::int64_t begin, std::int64_t end) {
+    std::memcpy(out + begin, from + begin, static_cast<std::size_t>(end - begin));
+  });
 }
 
 }  // namespace octavo

@@ -58,6 +58,8 @@ inline I16 operator+(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I16 operator-(I16 a, I16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline I16 max(I16 a, I16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 inline I16 min(I16 a, I16 b) { return {_mm512_min_epi32(a.v, b.v)}; }
+// Of the lanes' halves, each a signed 16-bit integer.
+inline I16 max_words(I16 a, I16 b) { return {_mm512_max_epi16(a.v, b.v)}; }
 template <int kBits>
 I16 shift_left(I16 a) {
   return {_mm512_slli_epi32(a.v, kBits)};
@@ -137,6 +139,7 @@ inline I16 operator+(I16 a, I16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm25
 inline I16 operator-(I16 a, I16 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
 inline I16 max(I16 a, I16 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
 inline I16 min(I16 a, I16 b) { return {_mm256_min_epi32(a.lo, b.lo), _mm256_min_epi32(a.hi, b.hi)}; }
+inline I16 max_words(I16 a, I16 b) { return {_mm256_max_epi16(a.lo, b.lo), _mm256_max_epi16(a.hi, b.hi)}; }
 template <int kBits>
 I16 shift_left(I16 a) {
   return {_mm256_slli_epi32(a.lo, kBits), _mm256_slli_epi32(a.hi, kBits)};
@@ -292,6 +295,15 @@ inline I16 max(I16 a, I16 b) {
 }
 inline I16 min(I16 a, I16 b) {
   return detail::map<I16>(a, b, [](std::int32_t x, std::int32_t y) { return x < y ? x : y; });
+}
+inline I16 max_words(I16 a, I16 b) {
+  std::int16_t x[32];
+  std::int16_t y[32];
+  std::memcpy(x, a.v, sizeof x);
+  std::memcpy(y, b.v, sizeof y);
+  for (int i = 0; i < 32; ++i) x[i] = x[i] > y[i] ? x[i] : y[i];
+  std::memcpy(a.v, x, sizeof x);
+  return a;
 }
 template <int kBits>
 I16 shift_left(I16 a) {

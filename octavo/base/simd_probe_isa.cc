@@ -44,7 +44,7 @@ void integers(const std::int32_t* a, const std::int32_t* b, std::int32_t* out, i
     const I16 narrow = shift_left<8>(load_u16(words)) | load_u8(bytes);
     const I16 greater = select_greater(x, y, shift_right<3>(x), shift_left<5>(y));
     const I16 extremes = select_bits(x, max(x, y), min(x, y) & narrow);
-    store_bits(out + i, narrow + greater - extremes);
+    store_bits(out + i, narrow + greater - extremes + max_words(x, y));
   }
 }
 

@@ -53,16 +53,30 @@ inline void stream(std::uint8_t* to, __m512i line) {
 
 inline void finish_streaming() { _mm_sfence(); }
 
-// rows[r]'s lane p holds row r's pair p as two bytes (its upper half is ignored); out gets 16 pairs × 16 rows
-// × 2 bytes.
-inline void store_tile_u16(const I16 rows[kPanelRows], std::uint8_t* out) {
+// Lane by lane: the low 16 bits of both, those of `even` below.
+inline I16 interleave_words(I16 even, I16 odd) {
+  return {_mm512_mask_blend_epi16(0xaaaaaaaaU, even.v, _mm512_slli_epi32(odd.v, 16))};
+}
+
+// Two rows to bytes. A lane of each row holds a pair of columns as two words: the low 7 bits of those of a
+// and b count, and the top bits of those of signs_a and signs_b. A lane of the result holds the pair of row a
+// and, above it, that of row b.
+inline I16 twin_rows(I16 a, I16 b, I16 signs_a, I16 signs_b) {
+  const __m512i low = _mm512_set1_epi16(0x7f);
+  const __m512i bytes = _mm512_packus_epi16(_mm512_and_si512(a.v, low), _mm512_and_si512(b.v, low));
+  const __m512i signs = _mm512_packs_epi16(signs_a.v, signs_b.v);  // saturation keeps a sign
+  const __m512i both = _mm512_or_si512(bytes, _mm512_and_si512(signs, _mm512_set1_epi8(-128)));
+  const __m512i order = _mm512_set4_epi32(0x0f0e0706, 0x0d0c0504, 0x0b0a0302, 0x09080100);
+  return {_mm512_shuffle_epi8(both, order)};
+}
+
+// twins[i]'s lane p holds the pairs p of rows 2i and 2i + 1 as four bytes; out gets 16 pairs × 16 rows × 2
+// bytes.
+inline void store_tile_u16(const I16 twins[kPanelRows / 2], std::uint8_t* out) {
   __m512i quarters[8];  // [4h + j]: rows 8h … 8h+7 of pairs j, 4+j, 8+j, 12+j
   for (int h = 0; h < 2; ++h) {
-    __m512i twins[4];  // two rows in one lane
-    for (int i = 0; i < 4; ++i)
-      twins[i] = _mm512_mask_blend_epi16(0xaaaaaaaaU, rows[8 * h + 2 * i].v,
-                                         _mm512_slli_epi32(rows[8 * h + 2 * i + 1].v, 16));
-    detail::transpose_quarters(twins, quarters + 4 * h);
+    const __m512i four[4] = {twins[4 * h].v, twins[4 * h + 1].v, twins[4 * h + 2].v, twins[4 * h + 3].v};
+    detail::transpose_quarters(four, quarters + 4 * h);
   }
   for (int j = 0; j < 4; j += 2) {
     __m512i pairs[4];  // [q]: pairs 4q+j and 4q+j+1
@@ -132,14 +146,30 @@ inline void stream(std::uint8_t* to, __m256i low, __m256i high) {
 
 inline void finish_streaming() { _mm_sfence(); }
 
-inline void store_tile_u16(const I16 rows[kPanelRows], std::uint8_t* out) {
-  __m256i low[8];  // pairs 0 … 7 of two rows in one lane
+inline I16 interleave_words(I16 even, I16 odd) {
+  return {_mm256_blend_epi16(even.lo, _mm256_slli_epi32(odd.lo, 16), 0xaa),
+          _mm256_blend_epi16(even.hi, _mm256_slli_epi32(odd.hi, 16), 0xaa)};
+}
+
+inline I16 twin_rows(I16 a, I16 b, I16 signs_a, I16 signs_b) {
+  const auto twin = [](__m256i x, __m256i y, __m256i signs_x, __m256i signs_y) {
+    const __m256i low = _mm256_set1_epi16(0x7f);
+    const __m256i bytes = _mm256_packus_epi16(_mm256_and_si256(x, low), _mm256_and_si256(y, low));
+    const __m256i signs = _mm256_packs_epi16(signs_x, signs_y);
+    const __m256i both = _mm256_or_si256(bytes, _mm256_and_si256(signs, _mm256_set1_epi8(-128)));
+    const __m256i order = _mm256_setr_epi32(0x09080100, 0x0b0a0302, 0x0d0c0504, 0x0f0e0706, 0x09080100,
+                                            0x0b0a0302, 0x0d0c0504, 0x0f0e0706);
+    return _mm256_shuffle_epi8(both, order);
+  };
+  return {twin(a.lo, b.lo, signs_a.lo, signs_b.lo), twin(a.hi, b.hi, signs_a.hi, signs_b.hi)};
+}
+
+inline void store_tile_u16(const I16 twins[kPanelRows / 2], std::uint8_t* out) {
+  __m256i low[8];  // pairs 0 … 7
   __m256i high[8];
   for (int i = 0; i < 8; ++i) {
-    const I16 even = rows[2 * i];
-    const I16 odd = shift_left<16>(rows[2 * i + 1]);
-    low[i] = _mm256_blend_epi16(even.lo, odd.lo, 0xaa);
-    high[i] = _mm256_blend_epi16(even.hi, odd.hi, 0xaa);
+    low[i] = twins[i].lo;
+    high[i] = twins[i].hi;
   }
   __m256i pairs[8];  // all rows of a pair each
   detail::transpose8(low, pairs);
@@ -175,25 +205,29 @@ inline void split_even_odd(V16 a, V16 b, V16& even, V16& odd) {
 
 inline void finish_streaming() {}
 
-namespace detail {
-template <typename Pair>
-void store_tile(const I16 rows[kPanelRows], std::uint8_t* out) {
+inline I16 interleave_words(I16 even, I16 odd) { return (even & iset1(0xffff)) | shift_left<16>(odd); }
+
+inline I16 twin_rows(I16 a, I16 b, I16 signs_a, I16 signs_b) {
+  const auto pair = [](I16 row, I16 signs) {
+    const I16 codes = select_bits(iset1(0x7f), row, shift_right<8>(row)) & iset1(0x7f7f);
+    return codes | (shift_right<8>(signs) & iset1(0x80)) | (shift_right<16>(signs) & iset1(0x8000));
+  };
+  return pair(a, signs_a) | shift_left<16>(pair(b, signs_b));
+}
+
+inline void store_tile_u16(const I16 twins[kPanelRows / 2], std::uint8_t* out) {
+  for (int i = 0; i < kPanelRows / 2; ++i) {
+    std::uint32_t lanes[16];
+    store_bits(lanes, twins[i]);
+    for (int p = 0; p < 16; ++p) std::memcpy(out + (p * kPanelRows + 2 * i) * 2, &lanes[p], 4);
+  }
+}
+inline void store_tile_u32(const I16 rows[kPanelRows], std::uint8_t* out) {
   for (int r = 0; r < kPanelRows; ++r) {
     std::uint32_t lanes[16];
     store_bits(lanes, rows[r]);
-    for (int p = 0; p < 16; ++p) {
-      const auto pair = static_cast<Pair>(lanes[p]);
-      std::memcpy(out + (p * kPanelRows + r) * sizeof(Pair), &pair, sizeof(Pair));
-    }
+    for (int p = 0; p < 16; ++p) std::memcpy(out + (p * kPanelRows + r) * 4, &lanes[p], 4);
   }
-}
-}  // namespace detail
-
-inline void store_tile_u16(const I16 rows[kPanelRows], std::uint8_t* out) {
-  detail::store_tile<std::uint16_t>(rows, out);
-}
-inline void store_tile_u32(const I16 rows[kPanelRows], std::uint8_t* out) {
-  detail::store_tile<std::uint32_t>(rows, out);
 }
 
 inline void split_even_odd(V16 a, V16 b, V16& even, V16& odd) {

@@ -6,6 +6,7 @@
 // wants.
 
 #include <algorithm>
+#include <iterator>
 
 #include "octavo/quant/pair_tiles.h"
 #include "octavo/quant/weight_kernels.h"
@@ -13,62 +14,53 @@
 namespace octavo::OCTAVO_ISA_NS {
 namespace {
 
+// Magnitudes of 32 columns, and their signs on top of the words (16-bit halves) of lanes, the even column's
+// below.
 struct Columns {
   V16 even;
   V16 odd;
+  I16 signs;
 };
 
-// Running maxima of magnitude bits; infinities and NaN, whose bits are larger than any finite value's, win.
-struct Amax {
-  I16 even = iset1(0);
-  I16 odd = iset1(0);
-};
-
-std::int32_t largest_lane(I16 a) {
-  std::int32_t lanes[16];
-  store_bits(lanes, a);
-  std::int32_t largest = 0;
-  for (const std::int32_t lane : lanes) largest = lane > largest ? lane : largest;
-  return largest;
+// Lanes, or their words, are magnitude bits; those of infinities and NaN are larger than any finite value's.
+template <typename Integer>
+Integer largest(I16 magnitudes) {
+  Integer values[sizeof(I16) / sizeof(Integer)];
+  store_bits(values, magnitudes);
+  return *std::max_element(std::begin(values), std::end(values));
 }
 
-// A source type says how 32 columns are loaded, how they enter the running maxima, and what these amount to.
+// A source type says how 32 columns are loaded, how they enter the running maxima of magnitude bits, and what
+// these amount to.
 struct SourceF32 {
   static constexpr int kBytes = 4;
   static Columns load_columns(const std::byte* p) {
-    Columns out;
-    split_even_odd(from_bits(load_bits(p)), from_bits(load_bits(p + 64)), out.even, out.odd);
-    return out;
+    V16 even;
+    V16 odd;
+    split_even_odd(from_bits(load_bits(p)), from_bits(load_bits(p + 64)), even, odd);
+    return {abs(even), abs(odd), interleave_words(shift_right<16>(bits(even)), shift_right<16>(bits(odd)))};
   }
-  static void update(Amax& amax, const std::byte* p) {
-    amax.even = max(amax.even, load_bits(p) & iset1(0x7fffffff));
-    amax.odd = max(amax.odd, load_bits(p + 64) & iset1(0x7fffffff));
+  static void update(I16& amax, const std::byte* p) {
+    const I16 both = max(load_bits(p) & iset1(0x7fffffff), load_bits(p + 64) & iset1(0x7fffffff));
+    amax = max(amax, both);
   }
-  static float value(const Amax& amax) {
-    return std::bit_cast<float>(largest_lane(max(amax.even, amax.odd)));
-  }
+  static float value(I16 amax) { return std::bit_cast<float>(largest<std::int32_t>(amax)); }
 };
 
 // Two 16-bit values in a lane: the even column below, the odd one above.
 struct Source16 {
   static constexpr int kBytes = 2;
-  static void update(Amax& amax, const std::byte* p) {
-    const I16 raw = load_bits(p);
-    amax.even = max(amax.even, raw & iset1(0x7fff));
-    amax.odd =
-        max(amax.odd, raw & iset1(0x7fffffff));  // the lower half cannot change which upper half is largest
-  }
-  static std::int32_t magnitude(const Amax& amax) {
-    return largest_lane(max(amax.even, shift_right<16>(amax.odd)));
+  static void update(I16& amax, const std::byte* p) {
+    amax = max_words(amax, load_bits(p) & iset1(0x7fff7fff));
   }
 };
 
 struct SourceBf16 : Source16 {
   static Columns load_columns(const std::byte* p) {
     const I16 raw = load_bits(p);
-    return {from_bits(shift_left<16>(raw)), from_bits(raw & iset1(static_cast<std::int32_t>(0xffff0000U)))};
+    return {from_bits(shift_left<16>(raw & iset1(0x7fff))), from_bits(raw & iset1(0x7fff0000)), raw};
   }
-  static float value(const Amax& amax) { return std::bit_cast<float>(magnitude(amax) << 16); }
+  static float value(I16 amax) { return std::bit_cast<float>(largest<std::int16_t>(amax) << 16); }
 };
 
 struct SourceF16 : Source16 {
@@ -80,14 +72,15 @@ struct SourceF16 : Source16 {
     const I16 moved = shift_left<13>(magnitude);
     const I16 subnormal = bits(from_bits(moved + iset1(113 << 23)) - set1(0x1p-14F));
     const I16 finite = select_greater(iset1(0x400), magnitude, subnormal, moved + iset1(112 << 23));
-    const I16 any = select_greater(magnitude, iset1(0x7bff), moved | iset1(0x7f800000), finite);
-    return from_bits(any | (shift_left<16>(half) & iset1(static_cast<std::int32_t>(0x80000000U))));
+    return from_bits(select_greater(magnitude, iset1(0x7bff), moved | iset1(0x7f800000), finite));
   }
   static Columns load_columns(const std::byte* p) {
     const I16 raw = load_bits(p);
-    return {widen(raw), widen(shift_right<16>(raw))};
+    return {widen(raw), widen(shift_right<16>(raw)), raw};
   }
-  static float value(const Amax& amax) { return f16_to_float(static_cast<std::uint16_t>(magnitude(amax))); }
+  static float value(I16 amax) {
+    return f16_to_float(static_cast<std::uint16_t>(largest<std::int16_t>(amax)));
+  }
 };
 
 // 32 columns at `p` of which only `cols` exist: where they do not all, a copy padded with zeros.
@@ -116,40 +109,42 @@ Block block_of(const WeightJob& job, std::int64_t index, int element_bytes) {
           job.source + row * job.row_bytes + col * element_bytes};
 }
 
-// Sixteen rows of codes or bf16 values, a pair a lane, into place. `Element` is the stored type.
+// Sixteen rows of 32 columns into place: of codes two rows a line (twin_rows), of bf16 values one, a pair a
+// lane. `Element` is the stored type.
 template <typename Element>
 void store_panel(const WeightJob& job, std::int64_t row, std::int64_t col, int rows, int cols,
-                 const I16 pairs[kPanelRows]) {
+                 const I16 lines[kPanelRows]) {
   auto* const out =
       static_cast<Element*>(job.out) + element_offset(job.layout, job.rows, job.out_cols, row, col);
   const bool whole = cols == kPanelCols;
-  constexpr auto store_line = [](void* to, I16 line) {
-    if constexpr (sizeof(Element) == 1) {
-      store_low_u16(to, line);
-    } else {
-      store_bits(to, line);
-    }
-  };
   if (job.layout == CodeLayout::kTiled) {
     constexpr std::size_t kPairBytes = 2 * kPanelRows * sizeof(Element);
     std::uint8_t partial[kPanelCols / 2 * kPairBytes];
     auto* const tile = whole ? reinterpret_cast<std::uint8_t*>(out) : partial;
     if constexpr (sizeof(Element) == 1) {
-      store_tile_u16(pairs, tile);
+      store_tile_u16(lines, tile);
     } else {
-      store_tile_u32(pairs, tile);
+      store_tile_u32(lines, tile);
     }
     if (!whole) std::memcpy(out, partial, static_cast<std::size_t>((cols + 1) / 2) * kPairBytes);
     return;
   }
+  const auto store_row = [&](Element* to, int r) {
+    if constexpr (sizeof(Element) == 1) {
+      const I16 twins = lines[r / 2];
+      store_low_u16(to, r % 2 == 0 ? twins : shift_right<16>(twins));
+    } else {
+      store_bits(to, lines[r]);
+    }
+  };
   for (int r = 0; r < rows; ++r) {
     Element* const to = out + r * job.out_cols;
     if (whole) {
-      store_line(to, pairs[r]);
+      store_row(to, r);
       continue;
     }
     Element line[kPanelCols];
-    store_line(line, pairs[r]);
+    store_row(line, r);
     std::memcpy(to, line, static_cast<std::size_t>(cols) * sizeof(Element));
   }
 }
@@ -157,7 +152,7 @@ void store_panel(const WeightJob& job, std::int64_t row, std::int64_t col, int r
 template <typename Source>
 float block_amax(const WeightJob& job, const Block& block) {
   std::byte padded[kPanelCols * Source::kBytes];
-  Amax amax;
+  I16 amax = iset1(0);
   for (int r = 0; r < block.rows; ++r) {
     const std::byte* const row = block.source + r * job.row_bytes;
     for (int c = 0; c < block.cols; c += kPanelCols)
@@ -167,32 +162,32 @@ float block_amax(const WeightJob& job, const Block& block) {
   return Source::value(amax);
 }
 
-// Runs convert(Columns) → sixteen pairs over a block, sixteen rows at a time, and stores what it gives.
+// Converts a block, sixteen rows of 32 columns at a time, and stores what it gives.
 //
 // While it computes it asks for the same places of the block that comes next: rows lie too far apart for the
 // hardware to guess. This is worth half of the speed.
-template <typename Source, typename Element, typename Convert>
-void convert_block(const WeightJob& job, const Block& block, const Block& next, Convert convert) {
-  std::byte padded[kPanelCols * Source::kBytes];
+template <typename Source, typename Target>
+void convert_block(const WeightJob& job, const Block& block, const Block& next, Target& target) {
   for (int top = 0; top < block.rows; top += kPanelRows) {
     const int rows = std::min(kPanelRows, block.rows - top);
     for (int c = 0; c < block.cols; c += kPanelCols) {
       const int cols = std::min(kPanelCols, block.cols - c);
-      const std::int64_t offset = top * job.row_bytes + c * Source::kBytes;
-      I16 pairs[kPanelRows];
-      for (int r = 0; r < rows; ++r) {
-        const std::int64_t line = offset + r * job.row_bytes;
+      const auto load_row = [&](int r) {
+        std::byte padded[kPanelCols * Source::kBytes] = {};
+        if (r >= rows) return Source::load_columns(padded);
+        const std::int64_t at = (top + r) * job.row_bytes + c * Source::kBytes;
         for (int ahead = 0; ahead < kPanelCols * Source::kBytes; ahead += 64)
-          __builtin_prefetch(next.source + line + ahead);
-        pairs[r] = convert(Source::load_columns(whole_panel<Source>(block.source + line, cols, padded)));
-      }
-      for (int r = rows; r < kPanelRows; ++r) pairs[r] = iset1(0);
-      store_panel<Element>(job, block.row + top, block.col + c, rows, cols, pairs);
+          __builtin_prefetch(next.source + at + ahead);
+        return Source::load_columns(whole_panel<Source>(block.source + at, cols, padded));
+      };
+      I16 lines[kPanelRows];
+      for (int r = 0; r < kPanelRows; r += 2) target.two_rows(load_row(r), load_row(r + 1), lines, r);
+      store_panel<typename Target::Element>(job, block.row + top, block.col + c, rows, cols, lines);
     }
   }
 }
 
-// The code of each lane in its low 7 bits, junk above. |scaled| must be below 464, from where codes would
+// The code of each magnitude in its low 7 bits, junk above. It must be below 464, from where codes would
 // saturate.
 //
 // Adding 1.5·2^(e+20), where 2^e is the value's binade but at least E4M3's smallest (2^-6), makes the FP32
@@ -200,31 +195,38 @@ void convert_block(const WeightJob& job, const Block& block, const Block& next, 
 // bits are then the multiple q, 8 … 16 for a normal, and the code is q + 8(e + 6). The shifted binade holds
 // 8(e + 127); the 56 that the magic number carries in its low bits turns it into 8(e + 6) modulo 128.
 I16 code_magnitudes(V16 scaled) {
-  const I16 magnitude = bits(scaled) & iset1(0x7fffffff);
-  const I16 binade = max(magnitude & iset1(0x7f800000), iset1((127 - 6) << 23));
+  const I16 binade = max(bits(scaled) & iset1(0x7f800000), iset1((127 - 6) << 23));
   const V16 magic = from_bits(binade + iset1((20 << 23) | 0x400000 | 56));
-  return bits(from_bits(magnitude) + magic) + shift_right<20>(binade);
+  return bits(scaled + magic) + shift_right<20>(binade);
 }
 
 struct ToCodes {
+  using Element = std::uint8_t;
   V16 multiplier;
-  I16 operator()(const Columns& columns) const {
-    const V16 even = columns.even * multiplier;
-    const V16 odd = columns.odd * multiplier;
-    const I16 codes = select_bits(iset1(0xff), code_magnitudes(even), shift_left<8>(code_magnitudes(odd)));
-    const I16 signs = select_bits(iset1(0xff), shift_right<24>(bits(even)), shift_right<16>(bits(odd)));
-    return select_bits(iset1(0x7f7f), codes, signs);
+
+  I16 codes(const Columns& columns) const {
+    return interleave_words(code_magnitudes(columns.even * multiplier),
+                            code_magnitudes(columns.odd * multiplier));
+  }
+  void two_rows(const Columns& a, const Columns& b, I16 lines[kPanelRows], int r) const {
+    lines[r / 2] = twin_rows(codes(a), codes(b), a.signs, b.signs);
   }
 };
 
 // Keeps the largest magnitude of the results, which tells whether one is not finite.
 struct ToBf16 {
-  Amax* amax;
-  I16 operator()(const Columns& columns) const {
-    const I16 pairs = round_to_bf16_bits(columns.even) | shift_left<16>(round_to_bf16_bits(columns.odd));
-    amax->even = max(amax->even, pairs & iset1(0x7fff));
-    amax->odd = max(amax->odd, pairs & iset1(0x7fffffff));
-    return pairs;
+  using Element = bf16;
+  I16 amax = iset1(0);
+
+  I16 values(const Columns& columns) {
+    const I16 magnitudes =
+        interleave_words(round_to_bf16_bits(columns.even), round_to_bf16_bits(columns.odd));
+    amax = max_words(amax, magnitudes);
+    return magnitudes | (columns.signs & iset1(static_cast<std::int32_t>(0x80008000U)));
+  }
+  void two_rows(const Columns& a, const Columns& b, I16 lines[kPanelRows], int r) {
+    lines[r] = values(a);
+    lines[r + 1] = values(b);
   }
 };
 
@@ -237,15 +239,16 @@ bool quantize(const WeightJob& job, const Block& block, const Block& next) {
   const Scale scale = scale_from_amax(amax, job.options);
   job.scales[block.row / kBlock * job.scale_stride + block.col / kBlock] = scale.scale;
   // No value saturates: |value · multiplier| is 448 and a few roundings at most.
-  convert_block<Source, std::uint8_t>(job, block, next, ToCodes{set1(scale.multiplier)});
+  const ToCodes to_codes{set1(scale.multiplier)};
+  convert_block<Source>(job, block, next, to_codes);
   return true;
 }
 
 template <typename Source>
 bool store_bf16(const WeightJob& job, const Block& block, const Block& next) {
-  Amax amax;
-  convert_block<Source, bf16>(job, block, next, ToBf16{&amax});
-  return is_finite(SourceBf16::value(amax));
+  ToBf16 to_bf16;
+  convert_block<Source>(job, block, next, to_bf16);
+  return is_finite(SourceBf16::value(to_bf16.amax));
 }
 
 template <typename Source>

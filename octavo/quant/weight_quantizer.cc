@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <ranges>
 
 #include "octavo/base/error.h"
 #include "octavo/quant/e4m3.h"
@@ -38,11 +39,28 @@ WeightJob job_for(const TensorView& source, CodeLayout layout, void* out, std::i
 bool run(bool (*kernel)(const WeightJob&, std::int64_t, std::int64_t), const WeightJob& job,
          ThreadPool& pool) {
   const std::int64_t blocks = blocks_of(job.rows) * blocks_of(job.cols);
-  // A few chunks a thread even out the load; more than 16 blocks (about 800 KB of traffic) gain nothing.
-  const std::int64_t grain = std::clamp<std::int64_t>(blocks / (4 * pool.size()), 1, 16);
+  const std::int64_t elements = job.rows * job.cols;
+  // Chunks of about 16 blocks (800 KB of traffic) even out the load, and as many for every thread. A matrix
+  // that is smaller is a chunk a thread: where a chunk begins, nothing has been fetched ahead.
+  const std::int64_t wanted = std::max<std::int64_t>(1, elements / (16 * kBlock * kBlock));
+  const std::int64_t chunks = (wanted + pool.size() - 1) / pool.size() * pool.size();
+  // Where the chunk begins when all have as many elements; blocks at the edges have fewer.
+  const auto first_block = [&](std::int64_t chunk) {
+    const auto elements_before = [&](std::int64_t block) {
+      const std::int64_t row = block / blocks_of(job.cols) * kBlock;
+      const std::int64_t col = block % blocks_of(job.cols) * kBlock;
+      return row * job.cols + std::min(kBlock, job.rows - row) * col;
+    };
+    const auto all = std::views::iota(std::int64_t{0}, blocks);
+    const auto found = std::ranges::partition_point(
+        all, [&](std::int64_t block) { return elements_before(block) * chunks < chunk * elements; });
+    return static_cast<std::int64_t>(found - all.begin());
+  };
   std::atomic<bool> finite = true;
-  pool.parallel_for(blocks, grain, [&](std::int64_t begin, std::int64_t end) {
-    if (finite.load(std::memory_order_relaxed) && !kernel(job, begin, end))
+  pool.parallel_for(chunks, 1, [&](std::int64_t chunk, std::int64_t) {
+    const std::int64_t begin = first_block(chunk);
+    const std::int64_t end = chunk + 1 == chunks ? blocks : first_block(chunk + 1);
+    if (begin < end && finite.load(std::memory_order_relaxed) && !kernel(job, begin, end))
       finite.store(false, std::memory_order_relaxed);
   });
   return finite;

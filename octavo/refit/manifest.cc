@@ -20,23 +20,31 @@ std::string position(const WeightEntry& entry, std::int64_t row, std::int64_t co
 
 Manifest::Manifest(const Weights& weights, const RefitOptions& options)
     : weights_(weights), arrivals_(weights.table().size()) {
-  if (options.partial && options.expected.empty())
-    fail("a partial refit must name the tensors that it brings (RefitOptions::expected)");
+  std::size_t named = 0;
   for (const std::string& name : options.expected) {
+    if (ignores(name)) continue;
+    ++named;
     const WeightEntry* entry = weights.find(name);
     if (entry == nullptr) fail("the refit expects a tensor '{}' that the model does not have", name);
     if (std::exchange(arrival(*entry).expected, true)) fail("the refit expects tensor '{}' twice", name);
   }
+  if (options.partial && named == 0)
+    fail("a partial refit must name the tensors that it brings (RefitOptions::expected)");
   if (options.partial) return;
   for (const WeightEntry& entry : weights.table()) {
     const bool listed = std::exchange(arrival(entry).expected, true);
-    if (!listed && !options.expected.empty())
+    if (!listed && named > 0)
       fail("the refit does not expect tensor '{}', which the model needs; name all, none, or set partial",
            entry.name);
   }
 }
 
+bool Manifest::ignores(std::string_view name) const {
+  return name.ends_with(".rotary_emb.inv_freq") || (weights_.tied() && name == "lm_head.weight");
+}
+
 const WeightEntry* Manifest::find(std::string_view name) {
+  if (ignores(name)) return nullptr;
   const WeightEntry* entry = weights_.find(name);
   if (entry == nullptr) {
     add_problem(fmt::format("'{}' is unknown to this model", name));

@@ -20,8 +20,13 @@ class Manifest {
   // Throws Error where `options.expected` does not fit the model or the kind of refit.
   Manifest(const Weights& weights, const RefitOptions& options);
 
+  // What trainers and exports carry although the model has no place for it: buffers of old ones, and the
+  // second copy of a tied head, which is the embedding whatever the copy says (transformers ties the two
+  // after loading). Such names may come or be expected, and nothing of them is looked at.
+  bool ignores(std::string_view name) const;
+
   // A tensor arrives, or a piece of one whose first element is at (row, col). Returns the tensor's entry, or
-  // null when it cannot be used; why is in the list then.
+  // null when it is ignored or cannot be used; why is in the list then.
   const WeightEntry* arrive(std::string_view name, const TensorView& tensor);
   const WeightEntry* arrive_piece(std::string_view name, std::int64_t row, std::int64_t col,
                                   const TensorView& piece);

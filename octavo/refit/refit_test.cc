@@ -353,18 +353,57 @@ TEST_F(Refit, ShardsAddUpToTheChecksum) {
   EXPECT_EQ(sum_of(256, cols - 256) + sum_of(0, 256), sum_of(0, cols));
 }
 
-// As transformers has it: whatever such a folder says of the head, the embedding is the head.
-TEST_F(Refit, AFolderMayCarryACopyOfATiedHead) {
+// As transformers has it: whatever the copy says of the head, the embedding is the head. A state dict has it
+// too.
+TEST_F(Refit, ACopyOfATiedHeadIsIgnoredFromEverySource) {
   spec_.tie_word_embeddings = true;
   host_ = HostWeights(spec_, 3);
   const auto want = bytes_after_whole_tensors();
   HostWeights exported = host_;
   exported.tensors.push_back({"lm_head.weight", {spec_.vocab_size, spec_.hidden_size}, {}});
-  exported.tensors.back().values.resize(static_cast<std::size_t>(spec_.vocab_size * spec_.hidden_size));
+  exported.tensors.back().values.resize(static_cast<std::size_t>(spec_.vocab_size * spec_.hidden_size),
+                                        to_bf16(NAN));
   const TestFolder folder;
   save(exported, folder.path());
   const Checkpoint checkpoint(folder.path());
   EXPECT_EQ(bytes_after([&](RefitTransaction& refit) { put_all(refit, checkpoint); }), want);
+  EXPECT_EQ(bytes_after([&](RefitTransaction& refit) { put_all(refit, exported.views()); }), want);
+  EXPECT_EQ(bytes_after([&](RefitTransaction& refit) {
+              std::size_t next = 0;
+              put_all(refit, [&]() -> std::optional<NamedTensor> {
+                if (next == exported.tensors.size()) return std::nullopt;
+                const auto& tensor = exported.tensors[next++];
+                return NamedTensor{tensor.name, tensor.view()};
+              });
+            }),
+            want);
+  EXPECT_EQ(bytes_after([&](RefitTransaction& refit) {
+              put_all(refit, host_.views());
+              const auto& head = exported.tensors.back();
+              refit.put_piece(head.name, 0, 0, head.view());
+            }),
+            want);
+}
+
+TEST_F(Refit, ACopyOfATiedHeadMayBeExpectedAndIsNotEnough) {
+  spec_.tie_word_embeddings = true;
+  Weights weights(spec_, options_);
+  RefitOptions options{.expected = {"lm_head.weight"}};
+  for (const WeightEntry& entry : weights.table()) options.expected.push_back(entry.name);
+  EXPECT_NO_THROW(RefitTransaction(weights, pool_, options));
+  options = {.expected = {"lm_head.weight"}, .partial = true};
+  EXPECT_THAT(message_of<Error>([&] { RefitTransaction(weights, pool_, options); }),
+              HasSubstr("must name the tensors"));
+}
+
+TEST_F(Refit, AnUntiedHeadIsNeeded) {
+  spec_.tie_word_embeddings = false;
+  host_ = HostWeights(spec_, 3);
+  Weights weights(spec_, options_);
+  RefitTransaction refit(weights, pool_, {});
+  for (const NamedTensor& named : host_.views())
+    if (named.name != "lm_head.weight") refit.put(named.name, named.tensor);
+  EXPECT_THAT(message_of<Error>([&] { refit.commit(); }), HasSubstr("'lm_head.weight' is missing"));
 }
 
 TEST_F(Refit, AFileThatIsCutWhileItIsReadIsAnError) {

@@ -13,17 +13,10 @@ namespace {
 
 constexpr std::string_view kScaleSuffix = "_scale_inv";
 
-// What exports carry although the model does not need it: buffers of old ones, and a copy of a tied head,
-// which is the embedding whatever the copy says (transformers ties the two after loading).
-bool leftover(std::string_view name, bool tied) {
-  return name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
-}
-
-// Neither left over nor the scales of FP8 codes, which go with these.
-bool is_weight(const std::string& name, const Checkpoint& checkpoint, bool tied) {
-  const bool scales = name.ends_with(kScaleSuffix) &&
-                      checkpoint.find(name.substr(0, name.size() - kScaleSuffix.size())).has_value();
-  return !scales && !leftover(name, tied);
+// The scales of FP8 codes, which go with these.
+bool is_scales(const std::string& name, const Checkpoint& checkpoint) {
+  return name.ends_with(kScaleSuffix) &&
+         checkpoint.find(name.substr(0, name.size() - kScaleSuffix.size())).has_value();
 }
 
 // Whole blocks of about 8 MiB.
@@ -53,7 +46,7 @@ void put_all(RefitTransaction& refit, const Checkpoint& checkpoint, const Progre
   std::vector<Item> items;
   std::int64_t total = 0;
   for (const std::string& name : checkpoint.names()) {
-    if (!is_weight(name, checkpoint, refit.tied())) continue;
+    if (refit.ignores(name) || is_scales(name, checkpoint)) continue;
     items.push_back({name, *checkpoint.find(name), std::nullopt});
     if (items.back().tensor.dtype == DType::kF8E4M3)
       items.back().scales = checkpoint.find(name + std::string(kScaleSuffix));
@@ -93,7 +86,7 @@ void put_all(RefitTransaction& refit, const Checkpoint& checkpoint, const Progre
 void check_tensors(const Checkpoint& checkpoint, const Weights& weights) {
   Manifest manifest(weights, {});
   for (const std::string& name : checkpoint.names())
-    if (is_weight(name, checkpoint, weights.tied())) manifest.arrive(name, *checkpoint.find(name));
+    if (!is_scales(name, checkpoint)) manifest.arrive(name, *checkpoint.find(name));
   if (const std::string verdict = manifest.verdict(); !verdict.empty())
     fail("the weights are not those of the model in config.json: {}", verdict);
 }

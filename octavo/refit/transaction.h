@@ -75,7 +75,7 @@ class RefitTransaction {
 
   bool open() const;
   const RefitOptions& options() const { return options_; }
-  bool tied() const { return weights_.tied(); }  // lm_head is the embedding, which alone has to come
+  bool ignores(std::string_view name) const { return manifest_.ignores(name); }  // nobody need bring it
 
  private:
   using Clock = std::chrono::steady_clock;
