@@ -13,8 +13,8 @@
 #include "octavo/base/buffer.h"
 #include "octavo/base/error.h"
 #include "octavo/checkpoint/checkpoint.h"
+#include "octavo/engine/device.h"
 #include "octavo/engine/engine.h"
-#include "octavo/ops/cpu/cpu_ops.h"
 #include "octavo/quant/element.h"
 #include "octavo/refit/sources.h"
 
@@ -113,11 +113,13 @@ double copy_seconds(Buffer& from, Buffer& to, std::int64_t bytes, ThreadPool& po
 }
 
 void run(const Options& options) {
+  ThreadPool pool(options.model.threads);
+  Device device = make_device(options.model.device, pool, {.use_deep_gemm = options.model.use_deep_gemm});
   const ModelSpec spec = load_model_spec(options.model.folder);
   const DType dtype = options.source == "f32" ? DType::kF32 : DType::kBF16;
   const Trainer trainer(spec, options, dtype);
-  ThreadPool pool(options.model.threads);
-  auto model = std::make_unique<Model>(spec, options.model.weight_options());
+  auto model = std::make_unique<Model>(spec, options.model.weight_options(), std::move(device.weights),
+                                       *device.storage);
   const std::vector<WeightEntry> table = model->weights().table();
   std::map<std::string, Class> classes;
   Class all;
@@ -132,7 +134,8 @@ void run(const Options& options) {
     if (entry.fp8()) largest = std::max(largest, entry.place.rows * entry.place.cols);
     code_bytes = std::max(code_bytes, entry.place.rows * entry.place.cols * 4);
   }
-  Engine engine(nullptr, make_cpu_ops(pool), std::move(model), {.max_sequences = 1, .kv_tokens = 64}, pool);
+  Engine engine(nullptr, std::move(device.ops), std::move(model), {.max_sequences = 1, .kv_tokens = 64}, pool,
+                device.make_runner);
   const RefitMode mode = options.mode == "in-place" ? RefitMode::kInPlace : RefitMode::kDoubleBuffered;
   NaiveRefit naive(largest);
   Buffer naive_out(static_cast<std::size_t>(code_bytes));
@@ -186,6 +189,7 @@ void run(const Options& options) {
   if (options.json) {
     nlohmann::ordered_json line = {{"model", options.model.folder},
                                    {"random", options.random},
+                                   {"device", options.model.device},
                                    {"source", options.source},
                                    {"mode", options.mode},
                                    {"threads", pool.size()},
@@ -206,8 +210,8 @@ void run(const Options& options) {
     fmt::print("{}\n", dump_line(line));
     return;
   }
-  fmt::print("refit {} from host memory in {}, {} threads; plain copy {:.1f} GB/s read + written\n\n",
-             options.mode, options.source, pool.size(), copy_rate / 1e9);
+  fmt::print("refit {} on {} from host memory in {}, {} threads; plain copy {:.1f} GB/s read + written\n\n",
+             options.mode, options.model.device, options.source, pool.size(), copy_rate / 1e9);
   fmt::print("{:<26} {:>10} {:>11} {:>11} {:>8} {:>9}\n", "", "ms", "MB read", "MB written", "GB/s",
              "% of copy");
   const auto print = [&](const std::string& name, const Class& c) {
