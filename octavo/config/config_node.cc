@@ -190,6 +190,10 @@ ConfigNode read_config(const std::string& path) {
   return read_inheriting(path, "", open);
 }
 
+ConfigNode parse_value(const std::string& yaml, const std::string& origin) {
+  return parse(yaml, [&](const YAML::Mark&) { return origin; });
+}
+
 void apply_override(ConfigNode& root, const std::string& text) {
   std::string origin = fmt::format("override '{}'", text);
   const bool removes = text.starts_with('~');
@@ -223,7 +227,7 @@ void apply_override(ConfigNode& root, const std::string& text) {
       fail("{}: there is no '{}' to remove", origin, path);
     return;
   }
-  ConfigNode value = parse(text.substr(equals + 1), [&](const YAML::Mark&) { return origin; });
+  ConfigNode value = parse_value(text.substr(equals + 1), origin);
   ConfigNode* place = const_cast<ConfigNode*>(std::as_const(*node).find(key));
   if (place == nullptr && node->is_list())
     fail("{}: the list '{}' has no item {}", origin, path.substr(0, start - 1), key);

@@ -50,11 +50,15 @@ struct ConfigNode::Entry {
 // replaces it whole. Throws Error with file and line.
 ConfigNode read_config(const std::string& path);
 
+// A value as YAML writes it, all of it from `origin`.
+ConfigNode parse_value(const std::string& yaml, const std::string& origin);
+
 // Applies "a.b=value" (value in YAML; Hydra's "+a.b=value" and "++a.b=value" are the same) or "~a.b"
 // (removes).
 void apply_override(ConfigNode& root, const std::string& text);
 
-// What a reference to a key that is not written gives: its default, which may be a reference; or nothing.
+// What a reference to a key that is not written gives: its default as YAML, which may be a reference; or
+// nothing.
 using DefaultValue = std::function<std::optional<std::string>(const std::string& path)>;
 
 // Resolves the references in a value: `${a.b}`, `${.sibling}`, `${..parents_sibling}`, arithmetic

@@ -98,9 +98,18 @@ struct LossConfig {
   bool operator==(const LossConfig&) const = default;
 };
 
+// What the model's chat template is given besides the messages; see chat_template.h.
+struct ChatTemplateKwargs {
+  std::optional<bool> enable_thinking;
+  std::optional<std::string> date_string;
+
+  bool operator==(const ChatTemplateKwargs&) const = default;
+};
+
 struct TokenizerConfig {
   std::string name;                       // policy.model_name
-  std::string chat_template = "default";  // default, chatml, llama3, mistral, plain (chat_template.h)
+  std::string chat_template = "default";  // default, or a format's name (chat_template.h)
+  ChatTemplateKwargs chat_template_kwargs;
 
   bool operator==(const TokenizerConfig&) const = default;
 };

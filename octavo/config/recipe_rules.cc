@@ -58,6 +58,17 @@ void check_recipe(const Recipe& r, const Where& where) {
          "grpo.stop_at_validation_metric", "needs grpo.stop_at_validation_threshold");
   demand(r.grpo.reward_scaling.source_min < r.grpo.reward_scaling.source_max, where,
          "grpo.reward_scaling.source_min", "must be below grpo.reward_scaling.source_max");
+  const auto& metric = r.checkpointing.metric_name;
+  demand(!metric || metric->starts_with("val:") || metric->starts_with("train:"), where,
+         "checkpointing.metric_name",
+         "must be val:NAME or train:NAME, such as val:accuracy, or null for the latest");
+  const GenerationConfig& g = r.policy.generation;
+  demand(
+      !(g.top_p < 1 || g.top_k) || g.vllm_cfg.logprobs_mode == "raw_logprobs" ||
+          r.loss_fn.reference_policy_kl_penalty == 0,
+      where, g.top_k ? "policy.generation.top_k" : "policy.generation.top_p",
+      "needs loss_fn.reference_policy_kl_penalty: 0, since the divergence to the reference is one of whole "
+      "distributions; or policy.generation.vllm_cfg.logprobs_mode: raw_logprobs");
   demand(!r.policy.matched_fp8_forward || r.policy.generation.vllm_cfg.precision == "fp8", where,
          "policy.matched_fp8_forward", "needs policy.generation.vllm_cfg.precision: fp8");
   demand(r.policy.optimizer.betas.size() == 2 && r.policy.optimizer.betas[0] < 1 &&

@@ -65,6 +65,9 @@ TEST_F(RecipeTest, KeysThatAreNotWrittenFollowOthers) {
   EXPECT_EQ(r.policy.generation.val_temperature, 0.7);
   EXPECT_EQ(r.policy.generation.val_top_k, std::nullopt);
   EXPECT_EQ(r.policy.logprob_batch_size, 4);
+  EXPECT_EQ(load(kSmall, {"policy.generation.vllm_cfg.precision=${policy.precision}"})
+                .policy.generation.vllm_cfg.precision,
+            "bfloat16");  // the default of another key
   EXPECT_EQ(r.data.train.env_name, "other");
   ASSERT_TRUE(r.data.validation);
   EXPECT_EQ(r.data.validation->env_name, "other");
@@ -107,6 +110,9 @@ TEST_F(RecipeTest, WrongKeysAndValuesAreNamed) {
   expect_refused({"policy.scheduler=[{name: torch.optim.lr_scheduler.StepLR}]"}, HasSubstr("StepLR"));
   expect_refused({"loss_fn.truncated_importance_sampling_type=tis"},
                  HasSubstr("use_importance_sampling_correction"));
+  expect_refused({"checkpointing.metric_name=val_reward"}, HasSubstr("val:accuracy"));
+  expect_refused({"policy.generation.top_p=0.9"}, HasSubstr("reference_policy_kl_penalty: 0"));
+  expect_refused({"policy.generation.top_k=9"}, HasSubstr("policy.generation.top_k needs"));
   expect_refused({"policy.train_global_batch_size=100"}, HasSubstr("must divide"));
   expect_refused({"data.train={dataset_name: ResponseDataset}"}, HasSubstr("data_path"));
   expect_refused({"data.train={dataset_name: ResponseDataset, data_path: a.jsonl, env_name: x}"},

@@ -112,8 +112,7 @@ class Resolver {
     if (found != nullptr) {
       value = resolve(path, *found);
     } else if (const std::optional<std::string> text = default_value_(path)) {
-      value = resolve(path, {.kind = ConfigNode::Kind::kScalar, .scalar = *text, .origin = origin});
-      if (value.is_scalar() && value.scalar == "null") value = {};
+      value = resolve(path, parse_value(*text, origin));
     } else {
       fail("{}: ${{{}}} refers to a key that is not there", origin, path);
     }

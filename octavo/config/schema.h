@@ -15,7 +15,7 @@
 namespace octavo {
 
 using KeyTarget = std::variant<bool*, std::int64_t*, double*, std::string*, std::optional<std::int64_t>*,
-                               std::optional<double>*, std::optional<std::string>*,
+                               std::optional<bool>*, std::optional<double>*, std::optional<std::string>*,
                                std::vector<std::int64_t>*, std::vector<double>*, std::vector<std::string>*,
                                std::map<std::string, std::string>*, LrSchedule*>;
 

@@ -366,7 +366,7 @@ function drawSamples() {
     make("div", {class: "controls"}, ...(runs.length > 1 ? [runSelect] : []), make("label", {}, "Step ", stepSelect), make("label", {}, "Order ", orderSelect),
       make("span", {class: "note"}, "trainer less sure ", make("span", {class: "scale"}), ` more sure than the rollout (full colour: ${fullScale} nats)`)), list));
   const mismatch = sample => {
-    const differences = sample.tokens.map(t => Math.abs(t.lp_train - t.lp_gen)).filter(Number.isFinite);
+    const differences = sample.tokens.filter(t => isNumber(t.lp_train)).map(t => Math.abs(t.lp_train - t.lp_gen));
     return differences.length ? Math.max(...differences) : 0;
   };
   function steps() {

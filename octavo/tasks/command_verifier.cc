@@ -30,8 +30,13 @@ std::string question(std::int64_t id, const Completion& completion) {
 }
 
 Judgement read_judgement(const std::string& line, std::int64_t id) {
-  const json value = parse_json(line, "its answer " + printable(line));
-  const auto nonsense = [&](const char* demand) { fail("its answer {} {}", printable(line), demand); };
+  const auto nonsense = [&](const char* what) { fail("its answer {}: '{}'", what, printable(line)); };
+  json value;
+  try {
+    value = parse_json(line, "");
+  } catch (const Error&) {
+    nonsense("is not JSON");
+  }
   if (!value.is_object()) nonsense("is not an object");
   if (!value.contains("id") || value["id"] != id) nonsense("does not have the question's id");
   if (!value.contains("reward") || !value["reward"].is_number()) nonsense("has no number `reward`");

@@ -178,7 +178,7 @@ TEST_F(CommandVerifierTest, NamesVerifierAndSampleWhenItHangs) {
 
 TEST_F(CommandVerifierTest, NamesVerifierAndSampleWhenItTalksNonsense) {
   EXPECT_THAT(error_of(script("    print('hello', flush=True)\n")),
-              HasSubstr("sample d:0: its answer hello: not valid JSON"));
+              HasSubstr("sample d:0: its answer is not JSON: 'hello'"));
   EXPECT_THAT(error_of(script("    print('[1]', flush=True)\n")), HasSubstr("is not an object"));
   EXPECT_THAT(error_of(script("    say(reward=1, id=77)\n")), HasSubstr("sample d:0"));
   EXPECT_THAT(error_of(script("    print('{\"id\": 99, \"reward\": 1}', flush=True)\n")),

@@ -80,18 +80,36 @@ void for_logit_chunks(std::int64_t tokens, const F& body) {
     body(begin, std::min(kLogitTokens, tokens - begin));
 }
 
-at::Tensor chunk_logits(const at::Tensor& hidden, const at::Tensor& head, double temperature) {
+// In place: -inf for what the distribution leaves out.
+void cut(at::Tensor logits, const TokenDistribution& d) {
+  constexpr double kOut = -std::numeric_limits<double>::infinity();
+  if (d.top_k > 0 && d.top_k < logits.size(1)) {
+    const at::Tensor least = std::get<0>(at::topk(logits, d.top_k, 1)).narrow(1, d.top_k - 1, 1);
+    logits.masked_fill_(logits < least, kOut);
+  }
+  if (d.top_p < 1) {
+    const auto [sorted, order] = at::sort(logits, /*stable=*/true, /*dim=*/1, /*descending=*/true);
+    const at::Tensor mass = at::softmax(sorted, 1, at::kDouble);
+    // A token stays if what comes before it does not reach top_p yet.
+    const at::Tensor sorted_out = (at::cumsum(mass, 1) - mass) >= d.top_p;
+    logits.masked_fill_(at::zeros_like(sorted_out).scatter_(1, order, sorted_out), kOut);
+  }
+}
+
+at::Tensor chunk_logits(const at::Tensor& hidden, const at::Tensor& head, const TokenDistribution& d) {
   at::Tensor logits = at::mm(hidden, head.t());
-  return temperature == 1 ? logits : logits.div_(temperature);
+  if (d.temperature != 1) logits.div_(d.temperature);
+  cut(logits, d);
+  return logits;
 }
 
 }  // namespace
 
 at::Tensor token_logprobs(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
-                          double temperature) {
+                          const TokenDistribution& distribution) {
   at::Tensor out = at::empty({hidden.size(0)}, hidden.options());
   for_logit_chunks(hidden.size(0), [&](std::int64_t begin, std::int64_t count) {
-    const at::Tensor logits = chunk_logits(hidden.narrow(0, begin, count), head, temperature);
+    const at::Tensor logits = chunk_logits(hidden.narrow(0, begin, count), head, distribution);
     const at::Tensor chosen = logits.gather(1, targets.narrow(0, begin, count).unsqueeze(1)).squeeze(1);
     out.narrow(0, begin, count).copy_(chosen - at::logsumexp(logits, {1}));
   });
@@ -99,16 +117,16 @@ at::Tensor token_logprobs(const at::Tensor& hidden, const at::Tensor& head, cons
 }
 
 at::Tensor token_logprobs_backward(const at::Tensor& gradient, const at::Tensor& hidden,
-                                   const at::Tensor& head, const at::Tensor& targets, double temperature,
-                                   at::Tensor head_gradient) {
+                                   const at::Tensor& head, const at::Tensor& targets,
+                                   const TokenDistribution& distribution, at::Tensor head_gradient) {
   at::Tensor out = at::empty_like(hidden);
   for_logit_chunks(hidden.size(0), [&](std::int64_t begin, std::int64_t count) {
     const at::Tensor rows = hidden.narrow(0, begin, count);
     // d logprob / d logits = onehot(target) - softmax.
-    at::Tensor d_logits = at::softmax(chunk_logits(rows, head, temperature), 1).neg_();
+    at::Tensor d_logits = at::softmax(chunk_logits(rows, head, distribution), 1).neg_();
     const at::Tensor ids = targets.narrow(0, begin, count).unsqueeze(1);
     d_logits.scatter_add_(1, ids, at::ones({count, 1}, d_logits.options()));
-    d_logits.mul_((gradient.narrow(0, begin, count) / temperature).unsqueeze(1));
+    d_logits.mul_((gradient.narrow(0, begin, count) / distribution.temperature).unsqueeze(1));
     head_gradient.addmm_(d_logits.t(), rows);
     out.narrow(0, begin, count).copy_(at::mm(d_logits, head));
   });

@@ -41,13 +41,25 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 at::Tensor silu_mul(const at::Tensor& gate_up);
 at::Tensor silu_mul_backward(const at::Tensor& gradient, const at::Tensor& gate_up);
 
-// Log-probabilities of `targets` [T] under softmax(hidden · headᵀ / temperature). Logits exist for some
-// tokens at a time only, and are computed again for the gradient.
+// What tokens are drawn from: softmax(logits / temperature), cut to the `top_k` most likely tokens (0: all;
+// ties at the border stay) and then to the shortest head of them, likeliest and lower ids first, whose mass
+// reaches `top_p`. The sampler's rules (engine/sampler.h), and NeMo-RL's for training.
+struct TokenDistribution {
+  double temperature = 1;
+  double top_p = 1;
+  std::int64_t top_k = 0;
+
+  bool is_cut() const { return top_p < 1 || top_k > 0; }
+};
+
+// Log-probabilities of `targets` [T] under that distribution of the logits hidden · headᵀ; -inf outside the
+// cut. Logits exist for some tokens at a time only, and are computed again for the gradient.
 at::Tensor token_logprobs(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
-                          double temperature);
-// Returns d loss / d hidden for d loss / d logprob = `gradient` [T]; adds d loss / d head.
+                          const TokenDistribution& distribution);
+// Returns d loss / d hidden for d loss / d logprob = `gradient` [T]; adds d loss / d head. The cut itself has
+// no gradient. `gradient` must be 0 where the log-probability is -inf.
 at::Tensor token_logprobs_backward(const at::Tensor& gradient, const at::Tensor& hidden,
-                                   const at::Tensor& head, const at::Tensor& targets, double temperature,
-                                   at::Tensor head_gradient);
+                                   const at::Tensor& head, const at::Tensor& targets,
+                                   const TokenDistribution& distribution, at::Tensor head_gradient);
 
 }  // namespace octavo

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
 #include "octavo/base/error.h"
 #include "octavo/rl/advantages.h"
@@ -49,6 +50,24 @@ struct PaddedRollouts {
       std::copy(values[first + b].begin(), values[first + b].end(),
                 out.begin() + static_cast<std::ptrdiff_t>(b * static_cast<std::size_t>(sequence)));
     return out;
+  }
+
+  // Takes tokens out whose log-probability is -inf, to which top_p or top_k give no probability here though
+  // the rollout, a little otherwise rounded, drew them; says how many counted. The loss still divides by all.
+  std::int64_t drop_filtered() {
+    std::int64_t dropped = 0;
+    for (std::int64_t b = 0; b < batch; ++b)
+      for (std::int64_t t = 0; t < sequence; ++t) {
+        const auto i = static_cast<std::size_t>(b * sequence + t);
+        if (!is_filtered(current, i) && !is_filtered(previous, i)) continue;
+        if (view().valid(b, t)) ++dropped;
+        token_mask[i] = 0;
+      }
+    return dropped;
+  }
+
+  static bool is_filtered(const std::vector<float>& logprobs, std::size_t i) {
+    return !logprobs.empty() && logprobs[i] == -std::numeric_limits<float>::infinity();
   }
 
   PolicyBatch view() const {
@@ -148,6 +167,7 @@ LearningResult Learner::learn(const std::vector<Trajectory>& rollouts, std::span
   const auto measure_mismatch = [&](const Logprobs& logprobs_of) {
     PaddedRollouts step(all, advantages, mask);
     step.previous = step.pad(logprobs_of, 0);
+    step.drop_filtered();
     result.mismatch = sequence_mismatch(step.view(), threshold);
     // What the histogram shows: the weights, whether or not the loss uses them.
     const ImportanceWeights weights = importance_weights(step.view(), recipe_.loss_fn);
@@ -163,6 +183,7 @@ LearningResult Learner::learn(const std::vector<Trajectory>& rollouts, std::span
 
   const auto train_begin = Clock::now();
   Logprobs seen;  // of the training passes
+  std::int64_t filtered_tokens = 0;
   for (std::size_t begin = 0; begin < count; begin += update_size) {
     const std::size_t end = std::min(count, begin + update_size);
     const ValidCounts totals =
@@ -181,6 +202,7 @@ LearningResult Learner::learn(const std::vector<Trajectory>& rollouts, std::span
       micro.current = micro.pad(seen, first);
       micro.previous = previous.empty() ? micro.current : micro.pad(previous, first);
       micro.reference = micro.pad(reference, first);
+      filtered_tokens += micro.drop_filtered();
       std::vector<float> gradient(micro.current.size());
       update += loss_(micro.view(), totals, gradient);
       policy_.backward(batch, tape,
@@ -208,6 +230,7 @@ LearningResult Learner::learn(const std::vector<Trajectory>& rollouts, std::span
 
   if (previous.empty()) measure_mismatch(seen);
   result.train_logprobs = previous.empty() ? std::move(seen) : std::move(previous);
+  if (policy_.distribution().is_cut()) result.filtered_tokens = filtered_tokens;
   result.dropped_sequences = std::count(mask.begin(), mask.end(), 0);
   return result;
 }

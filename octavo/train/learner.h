@@ -20,7 +20,9 @@ struct LearningResult {
   PolicyLossSums loss;  // of all updates of the step
   SequenceMismatch mismatch;
   std::int64_t dropped_sequences = 0;  // left out of the loss, whatever for
-  double gradient_norm = 0;            // before clipping; the greatest of the step's updates
+  // With top_p or top_k: tokens that the trainer's distribution leaves out, and thus the loss.
+  std::optional<std::int64_t> filtered_tokens;
+  double gradient_norm = 0;  // before clipping; the greatest of the step's updates
   double lr = 0;
   std::int64_t updates = 0;
   std::int64_t trained_tokens = 0;                 // that went through the training passes

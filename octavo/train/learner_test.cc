@@ -95,8 +95,9 @@ std::vector<Trajectory> random_rollouts(const Policy& policy) {
 class LearnerTest : public testing::Test {
  protected:
   std::unique_ptr<Policy> make_policy() {
-    auto policy =
-        std::make_unique<Policy>(small_spec(), PolicyOptions{.bf16 = false, .max_positions = 64}, pool_);
+    auto policy = std::make_unique<Policy>(
+        small_spec(), PolicyOptions{.bf16 = false, .distribution = distribution_, .max_positions = 64},
+        pool_);
     if (!weights_.defined()) weights_ = at::randn({policy->layout().size()}) * 0.2;
     at::Tensor values = policy->values();
     values.copy_(weights_);
@@ -114,6 +115,7 @@ class LearnerTest : public testing::Test {
   }
 
   ThreadPool pool_{1};
+  TokenDistribution distribution_;
   at::Tensor weights_;
   const std::vector<float> advantages_ = {1, -1, 1, -1, 1, -1, 1, -1};
 };
@@ -161,6 +163,35 @@ TEST_F(LearnerTest, SequencesAreDroppedByThresholdAndLength) {
   recipe.grpo.overlong_filtering = true;
   learned(recipe, rollouts, &result);
   EXPECT_EQ(result.dropped_sequences, 3);
+}
+
+// Tokens that the rollout drew and the trainer's top_k leaves out: in one update, in two, and with a pass of
+// its own.
+TEST_F(LearnerTest, TokensOutsideTheCutAreLeftOut) {
+  const auto rollouts = random_rollouts(*make_policy());
+  distribution_ = {.top_k = 25};
+  std::int64_t outside = 0;
+  std::int64_t tokens = 0;
+  for (const Trajectory& r : rollouts) {
+    const std::vector<TrainSequence> one = {{r.prompt, r.tokens}};
+    outside += at::isinf(make_policy()->logprobs(pack(one, at::kCPU))).sum().item<std::int64_t>();
+    tokens += static_cast<std::int64_t>(r.tokens.size());
+  }
+  ASSERT_GT(outside, 0);
+  Recipe recipe = small_recipe();
+  LearningResult once;
+  const at::Tensor want = learned(recipe, rollouts, &once);
+  EXPECT_EQ(once.filtered_tokens, outside);
+  EXPECT_EQ(once.loss.counts.tokens, tokens - outside);
+  EXPECT_TRUE(std::isfinite(once.mismatch.before.max));
+  recipe.grpo.seq_logprob_error_threshold = 1e9;
+  LearningResult twice;
+  EXPECT_TRUE(at::equal(learned(recipe, rollouts, &twice), want));
+  EXPECT_EQ(twice.filtered_tokens, outside);
+  recipe.policy.train_global_batch_size = 4;
+  learned(recipe, rollouts, &twice);
+  EXPECT_GE(twice.filtered_tokens, outside);  // and those that the first update pushes out
+  EXPECT_TRUE(std::isfinite(twice.gradient_norm));
 }
 
 TEST_F(LearnerTest, SeveralUpdatesUseOnePreviousPolicy) {

@@ -133,7 +133,7 @@ at::Tensor Policy::logprobs(const PackedBatch& batch, PolicyTape* tape) const {
     tape->sin = sin_.index_select(0, batch.positions);
   }
   const at::Tensor head = flat_view(compute_, layout_.lm_head(), spec_.vocab_size, spec_.hidden_size);
-  return token_logprobs(hidden, head, batch.targets, options_.temperature);
+  return token_logprobs(hidden, head, batch.targets, options_.distribution);
 }
 
 at::Tensor Policy::layer_backward(const LayerParameters& p, const PackedBatch& batch, const PolicyTape& tape,
@@ -172,7 +172,7 @@ void Policy::backward(const PackedBatch& batch, PolicyTape& tape, const at::Tens
   const std::int64_t hidden = spec_.hidden_size;
   at::Tensor g = token_logprobs_backward(
       gradient, tape.hidden, flat_view(compute_, layout_.lm_head(), vocab, hidden), batch.targets,
-      options_.temperature, flat_view(gradients_, layout_.lm_head(), vocab, hidden));
+      options_.distribution, flat_view(gradients_, layout_.lm_head(), vocab, hidden));
   g = rms_norm_backward(g, tape.final_rows, tape.final_inverse_rms, vector_at(layout_.final_norm(), hidden),
                         vector_gradient_at(layout_.final_norm(), hidden));
   at::Tensor residual_gradient = at::zeros({batch.tokens(), hidden}, g.options());

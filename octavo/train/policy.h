@@ -17,6 +17,7 @@
 #include "octavo/base/thread_pool.h"
 #include "octavo/checkpoint/model_spec.h"
 #include "octavo/train/engine_forward.h"
+#include "octavo/train/functions.h"
 #include "octavo/train/matched_fp8.h"
 #include "octavo/train/packed_batch.h"
 #include "octavo/train/parameters.h"
@@ -25,9 +26,9 @@
 namespace octavo {
 
 struct PolicyOptions {
-  bool bf16 = true;        // false: nothing is rounded
-  bool trainable = true;   // false: no gradients, and weights are rounded in their place
-  double temperature = 1;  // of the log-probabilities
+  bool bf16 = true;                     // false: nothing is rounded
+  bool trainable = true;                // false: no gradients, and weights are rounded in their place
+  TokenDistribution distribution = {};  // of the log-probabilities
   std::int64_t max_positions = 0;
   // What the forward pass computes with: bf16, or the engine's FP8 layers. Needs `bf16`.
   WeightOptions weights = {.precision = Precision::kBF16};
@@ -39,6 +40,7 @@ class Policy {
   // The weights are zeros: fill values() and call weights_changed(). The pool must outlive the policy.
   Policy(const ModelSpec& spec, const PolicyOptions& options, ThreadPool& pool);
 
+  const TokenDistribution& distribution() const { return options_.distribution; }
   const ParameterLayout& layout() const { return layout_; }
   const at::Tensor& values() const { return values_; }        // [layout().size()], FP32
   const at::Tensor& gradients() const { return gradients_; }  // likewise

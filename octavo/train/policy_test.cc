@@ -141,6 +141,45 @@ TEST_P(TinyPolicy, PackedLogprobsAreTheEngines) {
       EXPECT_NEAR(got[at], engine[s][sequences[s].prompt.size() + t], 1e-5) << s << " " << t;
 }
 
+// The engine draws with top_k and top_p; the trainer gives what it drew the same log-probabilities, and
+// nothing to what lies outside.
+TEST_P(TinyPolicy, CutLogprobsAreTheEngines) {
+  auto model =
+      std::make_unique<Model>(load_model_spec(folder_), WeightOptions{.precision = Precision::kBF16});
+  load_checkpoint(Checkpoint(folder_), model->weights(), pool_);
+  Engine engine(nullptr, make_cpu_ops(pool_), std::move(model), {.kv_tokens = 512}, pool_);
+  const std::vector<std::int32_t> prompt(ids_.begin(), ids_.begin() + 8);
+  for (const TokenDistribution cut :
+       {TokenDistribution{.top_k = 5}, TokenDistribution{.temperature = 1.5, .top_p = 0.6},
+        TokenDistribution{.temperature = 0.7, .top_p = 0.9, .top_k = 20}}) {
+    Request request{.prompt_ids = prompt};
+    request.sampling.max_tokens = 12;
+    request.sampling.n = 4;
+    request.sampling.temperature = static_cast<float>(cut.temperature);
+    request.sampling.top_p = static_cast<float>(cut.top_p);
+    request.sampling.top_k = cut.top_k;
+    const auto policy = make_policy({.distribution = cut});
+    const auto plain = make_policy({.distribution = {.temperature = cut.temperature}});
+    const std::vector<Output> outputs = engine.generate({request});
+    std::vector<TrainSequence> sequences;
+    std::vector<float> drawn;
+    for (const Output& output : outputs) {
+      sequences.push_back({prompt, output.token_ids});
+      drawn.insert(drawn.end(), output.logprobs.begin(), output.logprobs.end());
+    }
+    const PackedBatch batch = pack(sequences, at::kCPU);
+    const auto got = to_vector(policy->logprobs(batch));
+    const auto uncut = to_vector(plain->logprobs(batch));
+    ASSERT_EQ(got.size(), drawn.size());
+    for (std::size_t t = 0; t < got.size(); ++t) {
+      EXPECT_NEAR(got[t], drawn[t], 2e-5) << t;
+      EXPECT_GE(got[t], uncut[t]) << t;
+    }
+    const auto golden = golden_logprobs(*policy);  // written without the cut
+    EXPECT_TRUE(std::any_of(golden.begin(), golden.end(), [](float lp) { return std::isinf(lp); }));
+  }
+}
+
 at::Tensor random_gradient(std::int64_t size) {
   std::mt19937 random(std::random_device{}());
   std::normal_distribution<float> normal;
@@ -149,25 +188,32 @@ at::Tensor random_gradient(std::int64_t size) {
   return gradient;
 }
 
-// libtorch's autograd goes through the very same forward pass, from the weights on.
+// libtorch's autograd goes through the very same forward pass, from the weights on; with a cut too, which
+// passes no gradient to what it leaves out.
 TEST_P(TinyPolicy, GradientIsAutograds) {
-  const auto policy = make_policy({.bf16 = false});
-  const PackedBatch batch = pack(Groups(ids_).sequences, at::kCPU);
-  const at::Tensor gradient = random_gradient(batch.logit_rows.size(0));
-  PolicyTape tape;
-  policy->logprobs(batch, &tape);
-  policy->backward(batch, tape, gradient);
+  for (const TokenDistribution& distribution :
+       {TokenDistribution{}, TokenDistribution{.temperature = 1.3, .top_p = 0.95, .top_k = 100}}) {
+    const auto policy = make_policy({.bf16 = false, .distribution = distribution});
+    const PackedBatch batch = pack(Groups(ids_).sequences, at::kCPU);
+    PolicyTape tape;
+    const at::Tensor inside = at::isfinite(policy->logprobs(batch, &tape));
+    const at::Tensor gradient = random_gradient(batch.logit_rows.size(0)) * inside;
+    EXPECT_GE(inside.sum().item<std::int64_t>(), 2);
+    EXPECT_EQ(inside.all().item<bool>(), !distribution.is_cut());
+    policy->backward(batch, tape, gradient);
 
-  policy->values().set_requires_grad(true);
-  policy->weights_changed();
-  (policy->logprobs(batch) * gradient).sum().backward();
-  const at::Tensor want = policy->values().grad();
-  for (const Parameter& p : policy->layout().all()) {
-    const at::Tensor a = flat_view(policy->gradients(), p.offset, p.elements());
-    const at::Tensor b = flat_view(want, p.offset, p.elements());
-    EXPECT_GT(b.abs().max().item<float>(), 0) << p.name;
-    // Relative to the parameter's own gradient: FP32 sums in another order.
-    EXPECT_LE((a - b).norm().item<double>(), 2e-5 * b.norm().item<double>()) << p.name;
+    policy->values().set_requires_grad(true);
+    policy->weights_changed();
+    const at::Tensor logprobs = policy->logprobs(batch);
+    (logprobs.masked_select(inside) * gradient.masked_select(inside)).sum().backward();
+    const at::Tensor want = policy->values().grad();
+    for (const Parameter& p : policy->layout().all()) {
+      const at::Tensor a = flat_view(policy->gradients(), p.offset, p.elements());
+      const at::Tensor b = flat_view(want, p.offset, p.elements());
+      EXPECT_GT(b.abs().max().item<float>(), 0) << p.name;
+      // Relative to the parameter's own gradient: FP32 sums in another order.
+      EXPECT_LE((a - b).norm().item<double>(), 2e-5 * b.norm().item<double>()) << p.name;
+    }
   }
 }
 

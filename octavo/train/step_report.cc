@@ -83,6 +83,7 @@ StepMetrics step_metrics(std::int64_t step, const Experience& e, const LearningR
   m.set("lr", result.lr);
   m.set("updates", static_cast<double>(result.updates));
   m.set("dropped_sequences", static_cast<double>(result.dropped_sequences));
+  if (result.filtered_tokens) m.set("filtered_tokens", static_cast<double>(*result.filtered_tokens));
   m.set("seq_mult_prob_error/mean", result.mismatch.before.mean);
   m.set("seq_mult_prob_error/max", result.mismatch.before.max);
   m.set("generated_sequences", static_cast<double>(e.generated));

@@ -33,13 +33,18 @@ int thread_count(const ClusterConfig& cluster) {
   return cluster.threads > 0 ? static_cast<int>(cluster.threads) : std::max(1, all);
 }
 
-void check_supported(const Recipe& recipe) {
-  const GenerationConfig& g = recipe.policy.generation;
-  if (g.vllm_cfg.logprobs_mode == "processed_logprobs" && (g.top_p < 1 || g.top_k))
-    fail(
-        "policy.generation: with top_p below 1 or top_k the rollout's log-probabilities are those of a cut "
-        "distribution, which the trainer does not compute; leave them out, or set vllm_cfg.logprobs_mode: "
-        "raw_logprobs");
+ChatTemplate chat_template(const TokenizerConfig& config) {
+  const ChatTemplateKwargs& kwargs = config.chat_template_kwargs;
+  const ChatTemplate chat = ChatTemplate::from_folder(config.name, {.name = config.chat_template,
+                                                                    .enable_thinking = kwargs.enable_thinking,
+                                                                    .date_string = kwargs.date_string});
+  const auto warn = [](const char* key) {
+    fmt::print(stderr, "octavo: policy.tokenizer.chat_template_kwargs.{} has no effect: {}\n", key,
+               "this model's chat template does not ask for it");
+  };
+  if (kwargs.enable_thinking && chat.format() != ChatTemplate::Format::kQwen3) warn("enable_thinking");
+  if (kwargs.date_string && chat.format() != ChatTemplate::Format::kLlama31) warn("date_string");
+  return chat;
 }
 
 PolicyOptions policy_options(const Recipe& recipe, at::Device device, bool trainable) {
@@ -47,7 +52,10 @@ PolicyOptions policy_options(const Recipe& recipe, at::Device device, bool train
   const bool raw = g.vllm_cfg.logprobs_mode == "raw_logprobs";
   return {.bf16 = recipe.policy.precision == "bfloat16",
           .trainable = trainable,
-          .temperature = raw ? 1.0 : g.temperature,
+          .distribution = raw ? TokenDistribution{}
+                              : TokenDistribution{.temperature = g.temperature,
+                                                  .top_p = g.top_p,
+                                                  .top_k = g.top_k.value_or(0)},
           .max_positions = recipe.policy.max_total_sequence_length,
           .weights = recipe.policy.matched_fp8_forward ? weight_options(g)
                                                        : WeightOptions{.precision = Precision::kBF16},
@@ -71,9 +79,8 @@ Trainer::Trainer(const Recipe& recipe, bool resume)
       trainer_pool_(thread_count(recipe.cluster)),
       tokenizer_(std::make_shared<const Tokenizer>(
           Tokenizer::from_file(recipe.policy.tokenizer.name + "/tokenizer.json"))),
-      encoder_(*tokenizer_, ChatTemplate::from_folder(recipe.policy.tokenizer.name)),
+      encoder_(*tokenizer_, chat_template(recipe.policy.tokenizer)),
       tasks_(open_tasks(recipe, encoder_)) {
-  check_supported(recipe);
   at::set_num_threads(thread_count(recipe.cluster));
   for (const std::string& warning : tasks_.warnings) fmt::print(stderr, "octavo: {}\n", warning);
   data_ = std::make_unique<DataLoader>(tasks_.train.data, recipe.data.shuffle,
