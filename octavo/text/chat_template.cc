@@ -19,8 +19,8 @@ using Format = ChatTemplate::Format;
 constexpr const char* kLlama31Day = "26 Jul 2024";
 
 struct KnownTemplate {
-  XXH64_hash_t
-      hash;  // XXH3 of the template's text without its last line's end, \x01 for its default system message
+  // XXH3 of the template's text: without its last line's end, and \x01 for its default system message.
+  XXH64_hash_t hash;
   Format format;
   const char* after_answer = "";  // Mistral: what follows the end-of-sequence token
   const char* date = "";          // Llama 3.1: today's date where none is given; empty: the real one
