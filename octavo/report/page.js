@@ -21,11 +21,15 @@ function draw(parent, name, attributes, text) {
   return element;
 }
 const isNumber = value => typeof value === "number" && Number.isFinite(value);
+const scientific = (value, digits) => value.toExponential(digits).replace("e+", "e");
+// Ratios near 1 by what they differ from it.
+const aroundOne = (difference, digits) => `1 ${difference < 0 ? "−" : "+"} ${scientific(Math.abs(difference), digits)}`;
 function show(value) {
   if (!isNumber(value)) return "–";
   const size = Math.abs(value);
   if (size === 0) return "0";
-  if (size >= 1e6 || size < 1e-3) return value.toExponential(2).replace("e+", "e");
+  if (value !== 1 && Math.abs(value - 1) < 5e-5) return aroundOne(value - 1, 1);
+  if (size >= 1e6 || size < 1e-3) return scientific(value, 2);
   if (size >= 1000) return value.toFixed(0);
   return String(Number(value.toPrecision(4)));
 }
@@ -65,7 +69,11 @@ function ticks(low, high, count) {
 }
 function tickText(value, unit) {
   if (Math.abs(value) < unit * 1e-6) return "0";
-  if (Math.abs(value) >= 1e5 || unit < 1e-4) return value.toExponential(unit < Math.abs(value) / 10 ? 1 : 0).replace("e+", "e");
+  // As many digits as tell a tick from the next one.
+  const digits = of => Math.max(0, Math.floor(Math.log10(Math.abs(of)) + 1e-9) - Math.floor(Math.log10(unit) + 1e-9));
+  if (unit < 1e-4 && Math.abs(value - 1) < 0.01)
+    return Math.abs(value - 1) < unit * 1e-6 ? "1" : aroundOne(value - 1, digits(value - 1)).replaceAll(" ", "");
+  if (Math.abs(value) >= 1e5 || unit < 1e-4) return scientific(value, digits(value));
   return value.toFixed(Math.max(0, -Math.floor(Math.log10(unit) + 1e-9)));
 }
 
@@ -278,8 +286,10 @@ function drawSections() {
 }
 
 // ---- Summary --------------------------------------------------------------------------------------------------
+// A key may be broken after its separators, on narrow screens.
+const breakable = key => key.split(/(?<=[/_.])/).flatMap(part => [part, make("wbr")]);
 function tile(name, number, from) {
-  document.getElementById("tiles").append(make("div", {class: "card tile"}, make("div", {class: "name"}, name),
+  document.getElementById("tiles").append(make("div", {class: "card tile"}, make("div", {class: "name"}, ...breakable(name)),
     make("div", {class: "number"}, number), make("div", {class: "from"}, from)));
 }
 function drawSummary() {
@@ -294,7 +304,7 @@ function drawSummary() {
     return values.length ? values.reduce((a, b) => a + b) / values.length : null;
   };
   const first = metrics.slice(0, window), last = metrics.slice(-window);
-  const setting = key => (single.recipe.match(new RegExp(`^ *${key}: *(.+)$`, "m")) || [])[1];
+  const setting = key => (single.recipe.match(new RegExp(`^ *${key}: *"?(.+?)"?$`, "m")) || [])[1];
   const precision = (single.recipe.match(/vllm_cfg:[\s\S]*?precision: *['"]?([\w-]+)/) || [])[1];
   facts.textContent = [`${metrics[count - 1].step} steps`, `${show((metrics[count - 1].wall_s || 0) / 60)} min`,
     setting("model_name"), precision && `rollouts in ${precision}`].filter(Boolean).join(" · ");
@@ -312,9 +322,8 @@ function table(head, rows) {
     make("thead", {}, make("tr", {}, ...head.map(text => make("th", {scope: "col"}, text)))),
     make("tbody", {}, ...rows.map(cells => make("tr", {}, ...cells)))));
 }
-// A key may be broken after its separators, on narrow screens.
 function rowHead(key) {
-  return make("th", {scope: "row"}, ...key.split(/(?<=[/_.])/).flatMap(part => [part, make("wbr")]));
+  return make("th", {scope: "row"}, ...breakable(key));
 }
 function drawComparison() {
   const c = data.comparison;
