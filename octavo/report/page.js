@@ -81,6 +81,11 @@ function tickText(value, unit) {
 function chart(parent, title, series, {note = "", stacked = false} = {}) {
   series = series.filter(s => s.points.length > 0);
   if (series.length === 0) return;
+  // What never happened is told in a line under the charts.
+  if (series.every(s => s.points.every(p => p.value === 0))) {
+    (parent.zeros ??= []).push(title);
+    return;
+  }
   const legend = make("div", {class: "legend", "aria-live": "polite"});
   const card = make("figure", {class: "card chart", style: "margin:0"}, make("h3", {}, title));
   if (note) card.append(make("div", {class: "note"}, note));
@@ -115,7 +120,7 @@ function chart(parent, title, series, {note = "", stacked = false} = {}) {
     });
   }
   function paint(chosen) {
-    const width = svg.clientWidth || 380, height = 200, left = 52, right = 10, top = 8, bottom = 24;
+    const width = svg.clientWidth || 380, height = 200, left = 60, right = 10, top = 8, bottom = 24;
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     let low = stacked ? 0 : Infinity, high = -Infinity;
@@ -193,7 +198,7 @@ function histogramChart(parent, run) {
   parent.append(card);
   function paint() {
     const line = lines[slider.value], {edges, counts} = line["importance_weight/histogram"];
-    const width = svg.clientWidth || 380, height = 200, left = 52, right = 10, bottom = 24, top = 8;
+    const width = svg.clientWidth || 380, height = 200, left = 60, right = 10, bottom = 24, top = 8;
     const total = counts.reduce((a, b) => a + b, 0) || 1;
     const ratio = edges.every(e => e > 0) ? Math.log2 : e => e;
     const a = ratio(edges[0]), b = ratio(edges[edges.length - 1]);
@@ -248,7 +253,11 @@ function section(title) {
   const grid = make("div", {class: "charts"});
   const whole = make("section", {}, make("h2", {}, title), grid);
   content.append(whole);
-  return {grid, close: () => { if (!grid.firstChild) whole.remove(); }};
+  const close = () => {
+    if (grid.zeros) whole.append(make("p", {class: "note"}, `0 at every step: ${grid.zeros.join(", ")}`));
+    if (!grid.firstChild && !grid.zeros) whole.remove();
+  };
+  return {grid, close};
 }
 function drawSections() {
   const charted = new Set(["step", "wall_s", "weight_version", "reward/std", "time/step_s"]);
