@@ -81,9 +81,10 @@ function tickText(value, unit) {
 function chart(parent, title, series, {note = "", stacked = false} = {}) {
   series = series.filter(s => s.points.length > 0);
   if (series.length === 0) return;
-  // What never happened is told in a line under the charts.
-  if (series.every(s => s.points.every(p => p.value === 0))) {
-    (parent.zeros ??= []).push(title);
+  // What never changes is told in a line under the charts.
+  const value = series[0].points[0].value;
+  if (series[0].points.length > 1 && series.every(s => s.points.every(p => p.value === value))) {
+    (parent.constants ??= []).push(`${title} ${show(value)}`);
     return;
   }
   const legend = make("div", {class: "legend", "aria-live": "polite"});
@@ -254,8 +255,8 @@ function section(title) {
   const whole = make("section", {}, make("h2", {}, title), grid);
   content.append(whole);
   const close = () => {
-    if (grid.zeros) whole.append(make("p", {class: "note"}, `0 at every step: ${grid.zeros.join(", ")}`));
-    if (!grid.firstChild && !grid.zeros) whole.remove();
+    if (grid.constants) whole.append(make("p", {class: "note"}, `The same at every step: ${grid.constants.join(", ")}`));
+    if (!grid.firstChild && !grid.constants) whole.remove();
   };
   return {grid, close};
 }
@@ -286,6 +287,9 @@ function drawSections() {
     }
     close();
   }
+  return charted;
+}
+function drawOthers(charted) {
   const others = section("Other metrics");
   const keys = new Set(groups.flatMap(g => g.runs.flatMap(r => r.metrics.flatMap(Object.keys))));
   for (const key of keys)
@@ -411,7 +415,8 @@ function drawSamples() {
 
 drawSummary();
 drawComparison();
-drawSections();
+const charted = drawSections();
 drawSamples();
+drawOthers(charted);
 for (const run of groups.flatMap(g => g.runs))
   content.append(make("details", {class: "card", style: "margin-top:14px"}, make("summary", {}, `Recipe of ${run.name}`), make("pre", {}, run.recipe)));
