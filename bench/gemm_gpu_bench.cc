@@ -1,5 +1,6 @@
-// The FP8 GEMM on the shapes of Llama-3.1-8B: random codes, weights rotated so that together they are several
-// times the L2 cache, a CUDA graph of all launches replayed, median of the replays. Prints Markdown.
+// The FP8 GEMM on the shapes of Llama-3.1-8B: random codes, weights rotated so
+// that together they are several times the L2 cache, a CUDA graph of all
+// launches replayed, median of the replays. Prints Markdown.
 //
 //   gemm_gpu_bench table | chain | tune
 #include <fmt/format.h>
@@ -104,29 +105,23 @@ class Bench {
     return *middle * 1000.0;
   }
 
-  // One layer over rotated weights, as the peers' benchmark does; with `hint`, each launch names the next
-  // one's weights.
-  double layer_us(const Layer& layer, std::int64_t tokens, bool hint, const GemmPlan* plan = nullptr) {
+  // One layer over rotated weights, as the peers' benchmark does.
+  double layer_us(const Layer& layer, std::int64_t tokens, const GemmPlan* plan = nullptr) {
     const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
     const std::size_t sets = tokens >= 1024 ? 4 : std::min(kPool / bytes, std::size_t{24});
     return replay_us(
                [&] {
                  for (std::size_t i = 0; i < sets; ++i) {
-                   Fp8Gemm g = gemm(layer, tokens, i * bytes);
-                   if (hint) {
-                     g.next_weight = weights_.data<std::uint8_t>() + (i + 1) % sets * bytes;
-                     g.next_out = layer.out;
-                     g.next_in = layer.in;
-                   }
-                   launch(g, plan);
+                   launch(gemm(layer, tokens, i * bytes), plan);
                  }
                },
                tokens >= 4096 ? 10 : 20) /
            static_cast<double>(sets);
   }
 
-  // The four layers one after the other, for as many sets of weights as there are.
-  double chain_us(std::int64_t tokens, bool hint, const std::array<GemmPlan, 4>* plans = nullptr) {
+  // The four layers one after the other, for as many sets of weights as there
+  // are.
+  double chain_us(std::int64_t tokens, const std::array<GemmPlan, 4>* plans = nullptr) {
     std::size_t set_bytes = 0;
     for (const Layer& layer : kLayers) set_bytes += static_cast<std::size_t>(layer.out * layer.in);
     const std::size_t sets = kPool / set_bytes;
@@ -134,15 +129,8 @@ class Bench {
              std::size_t offset = 0;
              for (std::size_t i = 0; i < sets * 4; ++i) {
                const Layer& layer = kLayers[i % 4];
-               const Layer& next = kLayers[(i + 1) % 4];
-               Fp8Gemm g = gemm(layer, tokens, offset);
+               const Fp8Gemm g = gemm(layer, tokens, offset);
                offset += static_cast<std::size_t>(layer.out * layer.in);
-               if (i + 1 == sets * 4) offset = 0;
-               if (hint) {
-                 g.next_weight = weights_.data<std::uint8_t>() + offset;
-                 g.next_out = next.out;
-                 g.next_in = next.in;
-               }
                launch(g, plans == nullptr ? nullptr : &(*plans)[i % 4]);
              }
            }) /
@@ -166,71 +154,47 @@ class Bench {
 
 void table(Bench& bench) {
   fmt::print(
-      "| M | qkv | o | gate_up | down | sum | TFLOPS of the four | with the next weight named: sum |\n");
-  fmt::print("|---|---|---|---|---|---|---|---|\n");
+      "| M | qkv | o | gate_up | down | sum | TFLOPS of the four "
+      "|\n|---|---|---|---|---|---|---|\n");
   for (const std::int64_t m : {1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 8192}) {
     std::string cells;
     double sum = 0;
-    double hinted = 0;
     double flops = 0;
     for (const Layer& layer : kLayers) {
-      const double us = bench.layer_us(layer, m, false);
+      const double us = bench.layer_us(layer, m);
       cells += fmt::format(" {:.1f} |", us);
       sum += us;
-      hinted += bench.layer_us(layer, m, true);
       flops += 2.0 * static_cast<double>(m * layer.out * layer.in);
     }
-    fmt::print("| {} |{} {:.1f} | {:.0f} | {:.1f} |\n", m, cells, sum, flops / sum / 1e6, hinted);
+    fmt::print("| {} |{} {:.1f} | {:.0f} |\n", m, cells, sum, flops / sum / 1e6);
   }
 }
 
 void chain(Bench& bench) {
-  fmt::print(
-      "| M | chain of four, us | GB/s of weights | without naming the next weight, us "
-      "|\n|---|---|---|---|\n");
-  for (const std::int64_t m : {1, 4, 8, 16, 24, 32, 48, 64, 128, 256}) {
-    const double us = bench.chain_us(m, true);
-    fmt::print("| {} | {:.1f} | {:.0f} | {:.1f} |\n", m, us, 218.1e6 / us / 1e3, bench.chain_us(m, false));
+  fmt::print("| M | chain of four, us | GB/s of weights |\n|---|---|---|\n");
+  for (const std::int64_t m : {1, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256}) {
+    const double us = bench.chain_us(m);
+    fmt::print("| {} | {:.1f} | {:.0f} |\n", m, us, 218.1e6 / us / 1e3);
   }
 }
 
-// Variants of the chooser's plans.
+// Every tall kernel, alone and in clusters of two, and the narrow ones.
 void tune(Bench& bench) {
-  fmt::print(
-      "| M | layer | rows | cluster | ring cut to | us | with the next weight named "
-      "|\n|---|---|---|---|---|---|---|\n");
-  for (const std::int64_t m : {8, 32, 64})
-    for (const Layer& layer : kLayers)
-      for (const auto& [rows, cluster, cut] :
-           {std::tuple{0, 1, 1.0}, {0, 1, 0.5}, {0, 2, 1.0}, {0, 4, 1.0}, {64, 1, 1.0}, {64, 2, 1.0}}) {
-        GemmPlan plan = cuda::plan_gemm(layer.out, layer.in, m);
-        if (m / cluster < 8 || (rows != 0 && plan.rows >= rows)) continue;
-        if (rows != 0) plan.rows = rows;
-        plan.row_cluster = cluster;
-        const double stages = rows == 0 ? cut : cut * 0.5;
-        plan.weight_stages = std::max(cuda::min_stages(plan.tokens, plan.groups, plan.per_group),
-                                      static_cast<int>(plan.weight_stages * stages));
-        fmt::print("| {} | {} | {} | {} | {} | {:.1f} | {:.1f} |\n", m, layer.name, plan.rows, cluster, cut,
-                   bench.layer_us(layer, m, false, &plan), bench.layer_us(layer, m, true, &plan));
-      }
-  fmt::print("\n| M | layer | groups | per group | rows | cluster | us |\n|---|---|---|---|---|---|---|\n");
-  for (const std::int64_t m : {128, 256, 1024, 4096})
+  fmt::print("| M | layer | tile, cluster | us |\n|---|---|---|---|\n");
+  for (const std::int64_t m : {1, 8, 16, 32, 64, 128, 256, 512, 1024, 8192})
     for (const Layer& layer : kLayers) {
-      if (m > 256 && layer.out == 6144) continue;
-      for (const auto& [groups, per_group, rows] : {std::tuple{1, 1, 64}, {2, 1, 128}, {2, 2, 256}})
+      if (m >= 1024 && layer.out < 28672) continue;
+      const auto row = [&](const GemmPlan& plan) {
+        fmt::print("| {} | {} | {}{}x{}, {}x{} | {:.1f} |\n", m, layer.name, plan.tall ? "" : "narrow ",
+                   plan.tokens, plan.rows, plan.token_cluster, plan.row_cluster,
+                   bench.layer_us(layer, m, &plan));
+      };
+      if (m <= 16) row(cuda::plan_narrow_gemm(layer.out, m));
+      for (const cuda::TallKernel& kernel : cuda::kTallKernels)
         for (const auto& [row_cluster, token_cluster] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
-          if (token_cluster * 128 > m) continue;
-          GemmPlan plan = cuda::plan_gemm(layer.out, layer.in, m);
-          plan.groups = groups;
-          plan.per_group = per_group;
-          plan.rows = rows;
-          plan.row_cluster = row_cluster;
-          plan.token_cluster = token_cluster;
-          plan.weight_stages = plan.token_stages =
-              static_cast<int>((cuda::kMaxSharedBytes - 4096 - plan.scale_bytes()) /
-                               (plan.weight_stage_bytes() + plan.token_stage_bytes()));
-          fmt::print("| {} | {} | {} | {} | {} | {}x{} | {:.1f} |\n", m, layer.name, groups, per_group, rows,
-                     row_cluster, token_cluster, bench.layer_us(layer, m, false, &plan));
+          if (token_cluster * kernel.tokens > std::max<std::int64_t>(m, 64)) continue;
+          if (m >= 512 && kernel.rows < 112) continue;
+          row(cuda::tall_plan(kernel, row_cluster, token_cluster));
         }
     }
 }

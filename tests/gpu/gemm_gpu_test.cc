@@ -1,5 +1,6 @@
-// The FP8 GEMM against FP64 on the CPU: random and ragged shapes, any mapping of rows to scales, poisoned
-// results, every kernel that there is; and what the interface promises of its bits.
+// The FP8 GEMM against FP64 on the CPU: random and ragged shapes, any mapping
+// of rows to scales, poisoned results, every kernel that there is; and what the
+// interface promises of its bits.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -72,18 +73,16 @@ struct Problem {
                              .x_scales = device_x_scales.data<float>() + first * blocks,
                              .bias = bias.empty() ? nullptr : device_bias.data<float>(),
                              .y = y.data<bf16>(),
-                             .y_stride = stride,
-                             .next_weight = device_weight.data<std::uint8_t>(),
-                             .next_out = n,
-                             .next_in = k};
+                             .y_stride = stride};
     compute(gemm);
     cuda::check(cudaDeviceSynchronize(), "GEMM");
     return to_host<bf16>(y);
   }
 
-  // What the tensor cores may do to a block: they align 32 products and the sum so far to the largest of them
-  // and cut the rest off below about 14 bits (DeepSeek-V3, arXiv 2412.19437, 3.3.2), 33 operands in each of
-  // four steps. Blocks are added in FP32, the result is rounded to bf16.
+  // What the tensor cores may do to a block: they align 32 products and the sum
+  // so far to the largest of them and cut the rest off below about 14 bits
+  // (DeepSeek-V3, arXiv 2412.19437, 3.3.2), 33 operands in each of four steps.
+  // Blocks are added in FP32, the result is rounded to bf16.
   void expect_near(const std::vector<bf16>& y, std::int64_t t, std::int64_t column) const {
     double sum = 0;
     double allowed = 0;
@@ -111,7 +110,8 @@ struct Problem {
         << "token " << t << " column " << column;
   }
 
-  // Every element written, nothing else touched; `samples` elements against FP64, or all of them.
+  // Every element written, nothing else touched; `samples` elements against
+  // FP64, or all of them.
   void expect_right(GpuRandom& random, const std::vector<bf16>& y, std::int64_t samples) const {
     for (std::int64_t t = 0; t < m; ++t)
       for (std::int64_t c = 0; c < stride; ++c)
@@ -169,38 +169,46 @@ TEST_F(GpuGemm, ShapesOfModels) {
 // Every kernel, cluster size and ring must give the bits that the chooser's gives.
 TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
   for (int round = 0; round < 3; ++round) {
-    const Problem problem(random_, 130, 16 * random_.in(20, 50), 16 * random_.in(20, 60), true);
-    for (const int tokens : {8, 16, 32, 64, 128}) {
-      const std::int64_t m = round == 0 ? problem.m : random_.in(1, tokens);
+    const Problem problem(random_, 270, 16 * random_.in(20, 50), 16 * random_.in(20, 60), true);
+    const auto expect_bits = [&](cuda::GemmPlan plan) {
+      const std::int64_t m = round == 0 ? problem.m : random_.in(1, plan.tokens);
+      plan.weight_stages = static_cast<int>(random_.in(cuda::kMinStages, cuda::kMinStages + 2));
+      plan.token_stages = plan.tall ? plan.weight_stages
+                                    : static_cast<int>(random_.in(cuda::kMinStages, cuda::kMinStages + 2));
+      while (plan.shared_bytes() > cuda::kMaxSharedBytes && plan.weight_stages > cuda::kMinStages)
+        --plan.weight_stages, plan.token_stages = plan.tall ? plan.weight_stages : plan.token_stages;
+      if (plan.shared_bytes() > cuda::kMaxSharedBytes) return;
+      SCOPED_TRACE(testing::Message()
+                   << "seed " << random_.seed() << " M " << m << " N " << problem.n << " K " << problem.k
+                   << (plan.tall ? " tall" : " narrow") << " tokens " << plan.tokens << " groups "
+                   << plan.groups << "x" << plan.per_group << " rows " << plan.rows << " cluster "
+                   << plan.row_cluster << "x" << plan.token_cluster);
       const auto want = problem.run(0, m);
-      for (const auto& [groups, per_group] : {std::pair{1, 1}, {2, 1}, {4, 1}, {2, 2}}) {
-        if ((per_group == 2 && tokens != 128) || (groups == 4 && tokens == 128)) continue;
-        for (const auto& [row_cluster, token_cluster] :
-             {std::pair{1, 1}, {2, 1}, {4, 1}, {1, 2}, {1, 4}, {2, 2}}) {
+      const auto got =
+          problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) { cuda::fp8_gemm(gemm, plan, nullptr); });
+      std::size_t wrong = 0;
+      for (std::size_t i = 0; i < got.size(); ++i) wrong += got[i].bits != want[i].bits;
+      EXPECT_EQ(wrong, 0) << "of " << got.size();
+    };
+    const std::pair<int, int> clusters[] = {{1, 1}, {2, 1}, {4, 1}, {1, 2}, {1, 4}, {2, 2}};
+    for (const int tokens : {8, 16})
+      for (const int groups : {1, 2, 4})
+        for (const auto& [row_cluster, token_cluster] : clusters) {
           if (tokens % (8 * row_cluster) != 0) continue;
           cuda::GemmPlan plan;
           plan.tokens = tokens;
           plan.groups = groups;
-          plan.per_group = per_group;
-          plan.rows = static_cast<int>(16 * random_.in(1, 4 * groups * per_group));
+          plan.per_group = 1;
+          plan.rows = static_cast<int>(16 * random_.in(1, 4 * groups));
           if (plan.rows % (8 * token_cluster) != 0) plan.rows = 32;
           plan.row_cluster = row_cluster;
           plan.token_cluster = token_cluster;
-          const int least = cuda::min_stages(tokens, groups, per_group);
-          plan.weight_stages = static_cast<int>(random_.in(least, least + 2));
-          plan.token_stages = static_cast<int>(random_.in(least, least + 2));
-          SCOPED_TRACE(testing::Message()
-                       << "seed " << random_.seed() << " M " << m << " N " << problem.n << " K " << problem.k
-                       << " tokens " << tokens << " groups " << groups << "x" << per_group << " rows "
-                       << plan.rows << " cluster " << row_cluster << "x" << token_cluster);
-          const auto got =
-              problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) { cuda::fp8_gemm(gemm, plan, nullptr); });
-          std::size_t wrong = 0;
-          for (std::size_t i = 0; i < got.size(); ++i) wrong += got[i].bits != want[i].bits;
-          EXPECT_EQ(wrong, 0) << "of " << got.size();
+          expect_bits(plan);
         }
-      }
-    }
+    for (const cuda::TallKernel& kernel : cuda::kTallKernels)
+      for (const auto& [row_cluster, token_cluster] : clusters)
+        if (kernel.rows % (8 * token_cluster) == 0)
+          expect_bits(cuda::tall_plan(kernel, row_cluster, token_cluster));
   }
 }
 
@@ -230,13 +238,14 @@ TEST_F(GpuGemm, EveryRunGivesTheSameBits) {
   }
 }
 
-// A chain of layers and quantizers, each of which reads what the one before wrote, with launches that
-// overlap.
+// A chain of layers and quantizers, each of which reads what the one before
+// wrote, with launches that overlap.
 TEST_F(GpuGemm, OverlappingLaunchesWaitForTheirInput) {
   constexpr std::int64_t kM = 16;
   constexpr std::int64_t kSize = 2048;
   Problem problem(random_, kM, kSize, kSize, false);
-  // Scales that keep the values' size from layer to layer: codes of 60, √K of them.
+  // Scales that keep the values' size from layer to layer: codes of 60, √K of
+  // them.
   for (float& scale : problem.weight_scales) scale = 1 / (60.0F * std::sqrt(static_cast<float>(kSize)));
   problem.device_weight_scales = to_device(problem.weight_scales);
   const DeviceBuffer y(kM * kSize * sizeof(bf16));
@@ -259,10 +268,7 @@ TEST_F(GpuGemm, OverlappingLaunchesWaitForTheirInput) {
                       .x_scales = first ? problem.device_x_scales.data<float>() : scales.data<float>(),
                       .y = y.data<bf16>(),
                       .y_stride = kSize,
-                      .early = early,
-                      .next_weight = problem.device_weight.data<std::uint8_t>(),
-                      .next_out = kSize,
-                      .next_in = kSize},
+                      .early = early},
                      stream);
       cuda::quantize_activations(y.data<bf16>(), kM, kSize, false, codes.data<std::uint8_t>(),
                                  scales.data<float>(), stream);
@@ -300,7 +306,8 @@ TEST_F(GpuGemm, SaysWhatIsWrongWithAShape) {
   cuda::Fp8Gemm gemm{.tokens = 1, .out = 24, .in = 128, .y_stride = 24};
   EXPECT_THROW(cuda::fp8_gemm(gemm, nullptr), Error);
   gemm.out = 32;
-  EXPECT_THROW(cuda::fp8_gemm(gemm, nullptr), Error);  // rows of the result overlap
+  EXPECT_THROW(cuda::fp8_gemm(gemm, nullptr),
+               Error);  // rows of the result overlap
   gemm.y_stride = 32;
   gemm.weight = reinterpret_cast<const std::uint8_t*>(8);
   EXPECT_THROW(cuda::fp8_gemm(gemm, nullptr), Error);

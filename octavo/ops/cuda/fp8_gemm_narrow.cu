@@ -1,4 +1,4 @@
-// The FP8 GEMM for up to 64 tokens, bound by the stream of weights.
+// The FP8 GEMM for up to 16 tokens, bound by the stream of weights.
 #include "octavo/ops/cuda/gemm_kernel.cuh"
 
 namespace octavo::cuda {
@@ -11,11 +11,5 @@ OCTAVO_GEMM(8, 4)
 OCTAVO_GEMM(16, 1)
 OCTAVO_GEMM(16, 2)
 OCTAVO_GEMM(16, 4)
-OCTAVO_GEMM(32, 1)
-OCTAVO_GEMM(32, 2)
-OCTAVO_GEMM(32, 4)
-OCTAVO_GEMM(64, 1)
-OCTAVO_GEMM(64, 2)
-OCTAVO_GEMM(64, 4)
 
 }  // namespace octavo::cuda

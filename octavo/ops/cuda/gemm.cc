@@ -13,10 +13,7 @@ void fp8_gemm(const Fp8Gemm& g, const GemmPlan& plan, cudaStream_t stream) {
                               .weight = g.weight,
                               .x = g.x,
                               .y = g.y,
-                              .y_stride = g.y_stride,
-                              .next_weight = g.next_weight,
-                              .next_row_bytes = g.next_in,
-                              .next_rows = g.next_out};
+                              .y_stride = g.y_stride};
   check_operands(operands);
   GemmTask task = gemm_task(operands, plan);
   task.weight_scales = g.weight_scales;
@@ -29,7 +26,7 @@ void fp8_gemm(const Fp8Gemm& g, const GemmPlan& plan, cudaStream_t stream) {
 
 void fp8_gemm(const Fp8Gemm& g, cudaStream_t stream) {
   if (g.tokens == 0) return;
-  fp8_gemm(g, plan_gemm(g.out, g.in, g.tokens, multiprocessors()), stream);
+  fp8_gemm(g, plan_fp8_gemm(g.out, g.in, g.tokens, multiprocessors()), stream);
 }
 
 void bf16_gemm(const Bf16Gemm& g, const GemmPlan& plan, cudaStream_t stream) {
@@ -41,10 +38,7 @@ void bf16_gemm(const Bf16Gemm& g, const GemmPlan& plan, cudaStream_t stream) {
                               .weight = g.weight,
                               .x = g.x,
                               .y = g.y_f32 != nullptr ? static_cast<const void*>(g.y_f32) : g.y,
-                              .y_stride = g.y_stride == 0 ? g.out : g.y_stride,
-                              .next_weight = nullptr,
-                              .next_row_bytes = 0,
-                              .next_rows = 0};
+                              .y_stride = g.y_stride == 0 ? g.out : g.y_stride};
   check_operands(operands);
   GemmTask task = gemm_task(operands, plan);
   task.bias = g.bias;
@@ -55,7 +49,7 @@ void bf16_gemm(const Bf16Gemm& g, const GemmPlan& plan, cudaStream_t stream) {
 
 void bf16_gemm(const Bf16Gemm& g, cudaStream_t stream) {
   if (g.tokens == 0) return;
-  bf16_gemm(g, plan_gemm(g.out, g.in * 2, g.tokens, multiprocessors()), stream);
+  bf16_gemm(g, plan_bf16_gemm(g.out, g.in, g.tokens, multiprocessors()), stream);
 }
 
 }  // namespace octavo::cuda

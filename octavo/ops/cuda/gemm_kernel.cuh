@@ -1,15 +1,16 @@
-// The GEMM of linear layers, warp-specialized and persistent. In a block of threads
-//   - one warp streams weights into a ring of shared memory, and does not wait for the kernel ahead: the
-//   weights of
+// The GEMM of linear layers, warp-specialized and persistent. In a block of
+// threads
+//   - one warp streams weights into a ring of shared memory, and does not wait
+//   for the kernel ahead: the weights of
 //     this kernel travel while that one ends (programmatic dependent launch);
-//   - one warp waits for the kernel ahead, then streams the tokens, shared by the blocks of a cluster;
+//   - one warp waits for the kernel ahead, then streams the tokens, shared by
+//   the blocks of a cluster;
 //   - for FP8, one or two warps bring the tokens' scales;
-//   - 1, 2 or 4 warpgroups multiply: weights on the 64-row side of wgmma, tokens on the other. For FP8 the
-//   tensor cores
-//     sum one block of 128 columns; then its sum, times both scales, is added to the result in FP32.
+//   - 1, 2 or 4 warpgroups multiply: weights on the 64-row side of wgmma,
+//   tokens on the other. For FP8 the tensor cores
+//     sum one block of 128 columns; then its sum, times both scales, is added
+//     to the result in FP32.
 #pragma once
-
-#include <algorithm>
 
 #include "octavo/ops/cuda/gemm_rings.cuh"
 #include "octavo/quant/cuda/vector_io.cuh"
@@ -39,7 +40,7 @@ struct GemmShape {
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
   static constexpr int kSums = kTokens / 2;  // a thread's share of a 64-row tile
   static constexpr int kScaleLanes = !Element::kScaled ? 0 : kTokens <= 32 ? 32 : 64;
-  static constexpr int kChunk = blocks_of_chunk(kTokens, kGroups, kPerGroup);
+  static constexpr int kSpan = narrow_steps(kTokens, kGroups);
   // The block's registers, dealt out anew once the roles are known. No more may be asked for than the launch
   // gave, or the last warpgroup waits forever.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
@@ -74,20 +75,25 @@ __device__ inline void promote(float (&sums)[kTokens / 2], const float (&block)[
   }
 }
 
-// One warp of the multiplying warpgroups: the sums of its sixteen rows of each 64-row tile.
+// One warp of the multiplying warpgroups: the sums of its sixteen rows of each
+// 64-row tile.
 template <typename Element, int kTokens, int kGroups, int kPerGroup>
 struct Multiplier {
   using Shape = GemmShape<Element, kTokens, kGroups, kPerGroup>;
   using Sums = float[Shape::kSums];
 
   const GemmTask& task;
-  const Rings<kTokens>& rings;
+  using TheRings = Rings<kTokens, Shape::kSpan>;
+  static constexpr int kSpan = Shape::kSpan;
+  using StageSums = Sums[kSpan];
+
+  const TheRings& rings;
   ClusterPlace place;
   int warp, lane;
   RingPlace weights{}, tokens{}, scales{};  // what is multiplied next
   Sums sums[kPerGroup];
-  // Of the rows: the first, whether they are the tile's own, and their scales: a lane holds that of one
-  // block.
+  // Of the rows: the first, whether they are the tile's own, and their scales:
+  // a lane holds that of one block.
   int row[kPerGroup];
   bool live[kPerGroup];
   const float* row_scales[kPerGroup];
@@ -102,7 +108,6 @@ struct Multiplier {
       if constexpr (Element::kScaled) {
         row_scales[t] = task.weight_scales +
                         static_cast<std::int64_t>(live[t] ? task.scale_rows[row[t] / 16] : 0) * task.steps;
-        held_scale[t] = 0;
       }
 #pragma unroll
       for (int i = 0; i < Shape::kSums; ++i) sums[t][i] = 0;
@@ -131,41 +136,37 @@ struct Multiplier {
     weight.advance(task.weight_stages);
     token.advance(task.token_stages);
   }
-  // Begins d = (add ? d : 0) + tile · tokens of a step.
-  __device__ void multiply(Sums& d, const RingPlace& weight, const RingPlace& token, int tile,
+  // Begins d = (add ? d : 0) + tile · tokens of a step of a stage.
+  __device__ void multiply(Sums& d, const RingPlace& weight, const RingPlace& token, int step, int tile,
                            bool add) const {
     const std::uint64_t a =
-        matrix_descriptor(rings.weights + weight.stage * rings.weight_bytes +
+        matrix_descriptor(rings.weights + weight.stage * rings.weight_bytes + step * rings.weight_step +
                           static_cast<std::uint32_t>(warp / 4 * kPerGroup + tile) * (64 * kStepBytes));
-    const std::uint64_t b = matrix_descriptor(rings.tokens + token.stage * Rings<kTokens>::kTokenBytes);
-    pin(d);
-    wgmma_fence();
+    const std::uint64_t b =
+        matrix_descriptor(rings.tokens + token.stage * TheRings::kTokenBytes + step * TheRings::kTokenStep);
 #pragma unroll
     for (int k = 0; k < 4; ++k) Element::template multiply<kTokens>(d, a + k * 2, b + k * 2, add || k > 0);
-    wgmma_commit();
-    pin(d);
-  }
-  __device__ float weight_scale(int t, int step) {
-    if (step % 32 == 0) held_scale[t] = step + lane < task.steps ? row_scales[t][step + lane] : 0.0F;
-    return __shfl_sync(0xffffffffU, held_scale[t], step % 32);
   }
   __device__ const float* scales_of(int step) const {
-    constexpr std::uint32_t kStep = kTokens * 4;
-    return static_cast<const float*>(
-        __cvta_shared_to_generic(rings.scales + scales.stage * Rings<kTokens>::kScaleBytes +
-                                 static_cast<std::uint32_t>(step % Rings<kTokens>::kScaleSteps) * kStep));
+    return rings.scales.stage(scales.stage) + step % TheRings::kScaleSteps * kTokens;
   }
 
   // bf16: the tensor cores keep the sums.
   __device__ void sum_plain() {
     RingPlace done_weights = weights;
     RingPlace done_tokens = tokens;
-    for (int step = 0; step < task.steps; ++step) {
+    for (int stage = 0; stage < task.stages; ++stage) {
       wait_for(weights, tokens);
 #pragma unroll
-      for (int t = 0; t < kPerGroup; ++t) multiply(sums[t], weights, tokens, t, step > 0);
-      if (step > 0) {  // the step before has been read
-        wgmma_wait<kPerGroup>();
+      for (int t = 0; t < kPerGroup; ++t) pin(sums[t]);
+      wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < kSpan; ++i)
+#pragma unroll
+        for (int t = 0; t < kPerGroup; ++t) multiply(sums[t], weights, tokens, i, t, stage > 0 || i > 0);
+      wgmma_commit();
+      if (stage > 0) {  // the stage before has been read
+        wgmma_wait<1>();
         release_weights(done_weights.stage);
         release_tokens(done_tokens.stage);
         advance(done_weights, done_tokens);
@@ -179,88 +180,81 @@ struct Multiplier {
     release_tokens(done_tokens.stage);
   }
 
-  // FP8: begins a block's sums, and adds them to the result.
-  __device__ void begin_block(Sums& block, int tile, RingPlace& weight, RingPlace& token) const {
-    if (tile == 0) wait_for(weight, token);
-    multiply(block, weight, token, tile, false);
-    if (tile == kPerGroup - 1) advance(weight, token);
+  // FP8: begins the block sums of a stage's steps (beyond K they are zero).
+  __device__ void begin_stage(StageSums& blocks, int tile, const RingPlace& weight,
+                              const RingPlace& token) const {
+#pragma unroll
+    for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kSpan; ++i) multiply(blocks[i], weight, token, i, tile, false);
+    wgmma_commit();
   }
-  __device__ void end_block(Sums& block, int tile, int step) {
-    constexpr int kScaleSteps = Rings<kTokens>::kScaleSteps;
-    pin(block);
+  // Adds them to the result, in rising order. A stage's scales lie together.
+  __device__ void end_stage(StageSums& blocks, int tile, int stage) {
+    constexpr int kScaleSteps = TheRings::kScaleSteps;
+    const int first = stage * kSpan;
+#pragma unroll
+    for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
     if (tile == kPerGroup - 1) {
       release_weights(weights.stage);
       release_tokens(tokens.stage);
       advance(weights, tokens);
     }
-    if (tile == 0 && step % kScaleSteps == 0) wait(rings.scale_full + 8 * scales.stage, scales.parity);
-    promote<kTokens>(sums[tile], block, scales_of(step), weight_scale(tile, step), lane % 4);
-    if (tile == kPerGroup - 1 && (step % kScaleSteps == kScaleSteps - 1 || step == task.steps - 1)) {
+    if (tile == 0 && first % kScaleSteps == 0) wait(rings.scales.full + 8 * scales.stage, scales.parity);
+    if (first % 32 == 0) held_scale[tile] = first + lane < task.steps ? row_scales[tile][first + lane] : 0.0F;
+    const float* const token_scales = scales_of(first);
+#pragma unroll
+    for (int i = 0; i < kSpan; ++i) {
+      const float scale = __shfl_sync(0xffffffffU, held_scale[tile], first % 32 + i);
+      if (i == 0 || first + i < task.steps)
+        promote<kTokens>(sums[tile], blocks[i], token_scales + i * kTokens, scale, lane % 4);
+    }
+    if (tile == kPerGroup - 1 && ((first + kSpan) % kScaleSteps == 0 || stage == task.stages - 1)) {
       __syncwarp();
-      if (lane == 0) arrive(rings.scale_empty + 8 * scales.stage);
+      if (lane == 0) arrive(rings.scales.empty + 8 * scales.stage);
       scales.advance(kScaleStages);
     }
   }
 
-  // FP8, one block's sums at a time, from `step` on.
-  __device__ void sum_scaled(int step) {
-    Sums block;
-    for (; step < task.steps; ++step) {
-      RingPlace weight = weights;
-      RingPlace token = tokens;
-#pragma unroll
-      for (int t = 0; t < kPerGroup; ++t) {
-        begin_block(block, t, weight, token);
-        wgmma_wait<0>();
-        end_block(block, t, step);
-      }
-    }
-  }
-
-  // FP8, with the next chunk of blocks under way.
-  __device__ void sum_scaled_overlapped() {
-    constexpr int kChunk = Shape::kChunk;
-    const int chunks = task.steps / kChunk;
-    if (chunks == 0) return sum_scaled(0);
-    Sums even[kChunk];
-    Sums odd[kChunk];
+  // FP8, with the next stage under way.
+  __device__ void sum_scaled() {
+    StageSums even;
+    StageSums odd;
     RingPlace weight = weights;
     RingPlace token = tokens;
-    const auto begin = [&](Sums(&blocks)[kChunk]) {
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) begin_block(blocks[i], 0, weight, token);
+    const auto begin = [&](StageSums& blocks) {
+      wait_for(weight, token);
+      begin_stage(blocks, 0, weight, token);
+      advance(weight, token);
     };
-    const auto end = [&](Sums(&blocks)[kChunk], int chunk) {
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) end_block(blocks[i], 0, chunk * kChunk + i);
-    };
-    // The shape of this loop and its two ends matters: the compiler must see at each wait which sums are
-    // complete, or it makes every multiplication wait (its message C7514).
+    // The shape of this loop and its two ends matters: the compiler must see at
+    // each wait which sums are complete, or it makes every multiplication wait
+    // (its message C7514).
     begin(even);
-    int chunk = 0;
-    for (; chunk + 2 < chunks; chunk += 2) {
+    int stage = 0;
+    for (; stage + 2 < task.stages; stage += 2) {
       begin(odd);
-      wgmma_wait<kChunk>();
-      end(even, chunk);
+      wgmma_wait<1>();
+      end_stage(even, 0, stage);
       begin(even);
-      wgmma_wait<kChunk>();
-      end(odd, chunk + 1);
+      wgmma_wait<1>();
+      end_stage(odd, 0, stage + 1);
     }
-    if (chunk + 1 < chunks) {
+    if (stage + 1 < task.stages) {
       begin(odd);
-      wgmma_wait<kChunk>();
-      end(even, chunk);
+      wgmma_wait<1>();
+      end_stage(even, 0, stage);
       wgmma_wait<0>();
-      end(odd, chunk + 1);
+      end_stage(odd, 0, stage + 1);
     } else {
       wgmma_wait<0>();
-      end(even, chunk);
+      end_stage(even, 0, stage);
     }
-    sum_scaled(chunks * kChunk);
   }
 
-  // A lane holds two neighbouring tokens of a row (lane / 4, and eight further down); transposed, two
-  // neighbouring rows of a token.
+  // A lane holds two neighbouring tokens of a row (lane / 4, and eight further
+  // down); transposed, two neighbouring rows of a token.
   __device__ void store(int token_tile) const {
     const int quad = lane / 4;
 #pragma unroll
@@ -301,26 +295,20 @@ __global__ void __launch_bounds__(GemmShape<Element, kTokens, kGroups, kPerGroup
     gemm_kernel(const __grid_constant__ GemmTask task) {
   using Shape = GemmShape<Element, kTokens, kGroups, kPerGroup>;
   extern __shared__ std::uint8_t shared[];
-  const Rings<kTokens> rings(task, shared);
-  // Through a shuffle, so that the compiler knows it to be the same in all lanes and keeps addresses in
-  // uniform registers.
+  const Rings<kTokens, Shape::kSpan> rings(task, shared);
+  // Through a shuffle, so that the compiler knows it to be the same in all
+  // lanes and keeps addresses in uniform registers.
   const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const ClusterPlace place(task);
-  const bool alone = task.row_cluster * task.token_cluster == 1;
   if (threadIdx.x == 0) rings.init(task, kGroups * 4, Shape::kScaleLanes);
-  if (alone) {
-    __syncthreads();
-  } else {
-    cluster_arrive();
-    cluster_wait();
-  }
+  sync_cluster(task);
 
   if (warp >= kGroups * 4) {
     if constexpr (kGroups > 1) give_registers<Shape::kCopyRegisters>();
     const int role = warp - kGroups * 4;
     if (role == 0) {
-      rings.template stream_weights<Element::kColumns>(task, place, lane);
+      if (lane == 0) rings.template stream_weights<Element::kColumns>(task, place);
     } else if (role == 1) {
       wait_for_previous_kernel();
       if (lane == 0) {
@@ -330,7 +318,8 @@ __global__ void __launch_bounds__(GemmShape<Element, kTokens, kGroups, kPerGroup
     } else if constexpr (Element::kScaled) {
       const int first = (role - 2) * 32 + lane;
       wait_for_previous_kernel();
-      if (first < Shape::kScaleLanes) rings.template stream_scales<Shape::kScaleLanes>(task, place, first);
+      if (first < Shape::kScaleLanes)
+        rings.scales.template stream<Shape::kScaleLanes>(task, place, first, scale_place<kTokens>);
     }
   } else {
     if constexpr (kGroups > 1) take_registers<Shape::kMultiplyRegisters>();
@@ -339,49 +328,23 @@ __global__ void __launch_bounds__(GemmShape<Element, kTokens, kGroups, kPerGroup
       multiplier.begin_tile(row_tile * task.rows);
       if constexpr (!Element::kScaled)
         multiplier.sum_plain();
-      else if constexpr (Shape::kChunk > 0)
-        multiplier.sum_scaled_overlapped();
       else
-        multiplier.sum_scaled(0);
+        multiplier.sum_scaled();
       multiplier.store(token_tile);
     });
   }
-  if (!alone) {  // nobody may leave while a neighbour still writes to its shared memory
+  if (task.row_cluster * task.token_cluster >
+      1) {  // a neighbour may still write to this block's shared memory
     __syncwarp();
-    cluster_arrive();
-    cluster_wait();
+    sync_cluster(task);
   }
 }
 
 template <typename Element, int kTokens, int kGroups, int kPerGroup>
 void launch_gemm(const GemmTask& task, std::size_t shared_bytes, bool early, cudaStream_t stream) {
-  auto* const kernel = gemm_kernel<Element, kTokens, kGroups, kPerGroup>;
-  static const cudaError_t raised = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                         static_cast<int>(kMaxSharedBytes));
-  check(raised, "shared memory of the GEMM");
-  const int cluster = task.row_cluster * task.token_cluster;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = static_cast<unsigned>(cluster);
-  attributes[0].val.clusterDim.y = 1;
-  attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(cluster));
-  config.blockDim = dim3(GemmShape<Element, kTokens, kGroups, kPerGroup>::kThreads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 1;
-  // As many clusters as the device can hold at once, which is fewer than its multiprocessors would make.
-  static int at_once[9] = {};
-  if (at_once[cluster] == 0)
-    check(cudaOccupancyMaxActiveClusters(&at_once[cluster], kernel, &config), "clusters at once");
-  config.gridDim = dim3(static_cast<unsigned>(
-      std::min(task.row_groups * task.token_groups, std::max(1, at_once[cluster])) * cluster));
-  config.numAttrs = early ? 2 : 1;
-  check(cudaLaunchKernelEx(&config, kernel, task), "GEMM");
+  launch_persistent<gemm_kernel<Element, kTokens, kGroups, kPerGroup>,
+                    GemmShape<Element, kTokens, kGroups, kPerGroup>::kThreads>(task, shared_bytes, early,
+                                                                               stream);
 }
 
 }  // namespace octavo::cuda

@@ -3,6 +3,7 @@
 #include <cuda.h>
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 
 #include "octavo/base/error.h"
@@ -59,6 +60,21 @@ void launch_narrow(const GemmTask& task, const GemmPlan& plan, bool early, cudaS
   run(task, plan.shared_bytes(), early, stream);
 }
 
+void launch_tall(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream) {
+  using Launch = void (*)(const GemmTask&, std::size_t, bool, cudaStream_t);
+  static constexpr std::array<Launch, kTallKernels.size()> kLaunches = {
+      launch_tall_gemm<32, 1, 1, 1>,  launch_tall_gemm<48, 1, 1, 1>,  launch_tall_gemm<64, 1, 1, 1>,
+      launch_tall_gemm<64, 1, 2, 1>,  launch_tall_gemm<112, 1, 2, 1>, launch_tall_gemm<32, 2, 1, 1>,
+      launch_tall_gemm<48, 2, 1, 1>,  launch_tall_gemm<64, 2, 1, 1>,  launch_tall_gemm<112, 2, 1, 1>,
+      launch_tall_gemm<128, 2, 1, 1>, launch_tall_gemm<192, 2, 1, 1>, launch_tall_gemm<128, 2, 1, 2>};
+  const auto kernel = std::find_if(kTallKernels.begin(), kTallKernels.end(), [&](const TallKernel& k) {
+    return k.tokens == plan.tokens && k.rows == plan.rows;
+  });
+  assert(kernel != kTallKernels.end());
+  kLaunches[static_cast<std::size_t>(kernel - kTallKernels.begin())](task, plan.shared_bytes(), early,
+                                                                     stream);
+}
+
 }  // namespace
 
 void check_operands(const GemmOperands& g) {
@@ -77,15 +93,17 @@ void check_operands(const GemmOperands& g) {
 }
 
 GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
-  assert(std::min(plan.weight_stages, plan.token_stages) >=
-         min_stages(plan.tokens, plan.groups, plan.per_group));
+  assert(std::min(plan.weight_stages, plan.token_stages) >= kMinStages);
   GemmTask task{};
-  task.weight_map = tensor_map(g.weight, g.element_bytes, g.out, g.in, plan.rows / plan.token_cluster);
-  task.token_map = tensor_map(g.x, g.element_bytes, g.tokens, g.in, plan.tokens / plan.row_cluster);
+  task.weight_box = plan.rows / plan.token_cluster;
+  task.weight_map = tensor_map(g.weight, g.element_bytes, g.out, g.in, task.weight_box);
+  task.token_box = plan.token_box(g.tokens);
+  task.token_map = tensor_map(g.x, g.element_bytes, g.tokens, g.in, task.token_box);
   task.y_stride = g.y_stride;
   task.tokens = static_cast<int>(g.tokens);
   task.out = static_cast<int>(g.out);
   task.steps = static_cast<int>((g.in * g.element_bytes + kStepBytes - 1) / kStepBytes);
+  task.stages = (task.steps + plan.steps() - 1) / plan.steps();
   task.rows = plan.rows;
   task.row_groups = static_cast<int>((plan.row_tiles(g.out) + plan.row_cluster - 1) / plan.row_cluster);
   task.token_groups =
@@ -94,38 +112,35 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   task.token_cluster = plan.token_cluster;
   task.weight_stages = plan.weight_stages;
   task.token_stages = plan.token_stages;
-  if (g.next_weight != nullptr && plan.next_bytes > 0) {
-    task.next_weight = static_cast<const std::uint8_t*>(g.next_weight);
-    task.next_rows = g.next_rows;
-    task.next_stride = g.next_row_bytes;
-    task.next_bytes = static_cast<std::uint32_t>(std::clamp<std::int64_t>(
-        plan.next_bytes / g.next_rows / kStepBytes * kStepBytes, kStepBytes, g.next_row_bytes / 16 * 16));
-  }
   return task;
 }
 
-template <typename Element>
-void launch_planned(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream) {
+template <>
+void launch_planned<E4M3>(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream) {
+  if (plan.tall) return launch_tall(task, plan, early, stream);
+  if (plan.tokens == 8) return launch_narrow<E4M3, 8>(task, plan, early, stream);
+  assert(plan.tokens == 16);
+  launch_narrow<E4M3, 16>(task, plan, early, stream);
+}
+template <>
+void launch_planned<BF16>(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream) {
   switch (plan.tokens) {
     case 8:
-      return launch_narrow<Element, 8>(task, plan, early, stream);
+      return launch_narrow<BF16, 8>(task, plan, early, stream);
     case 16:
-      return launch_narrow<Element, 16>(task, plan, early, stream);
+      return launch_narrow<BF16, 16>(task, plan, early, stream);
     case 32:
-      return launch_narrow<Element, 32>(task, plan, early, stream);
+      return launch_narrow<BF16, 32>(task, plan, early, stream);
     case 64:
-      return launch_narrow<Element, 64>(task, plan, early, stream);
+      return launch_narrow<BF16, 64>(task, plan, early, stream);
     default:
       break;
   }
-  const auto run = plan.groups == 1      ? launch_gemm<Element, 128, 1, 1>
-                   : plan.per_group == 1 ? launch_gemm<Element, 128, 2, 1>
-                                         : launch_gemm<Element, 128, 2, 2>;
+  const auto run = plan.groups == 1      ? launch_gemm<BF16, 128, 1, 1>
+                   : plan.per_group == 1 ? launch_gemm<BF16, 128, 2, 1>
+                                         : launch_gemm<BF16, 128, 2, 2>;
   run(task, plan.shared_bytes(), early, stream);
 }
-template void launch_planned<E4M3>(const GemmTask&, const GemmPlan&, bool, cudaStream_t);
-template void launch_planned<BF16>(const GemmTask&, const GemmPlan&, bool, cudaStream_t);
-
 int multiprocessors() {
   static const int count = [] {
     int device = 0;

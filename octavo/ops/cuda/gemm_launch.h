@@ -1,4 +1,5 @@
-// From a linear layer's operands to a launch of gemm_kernel.cuh: what FP8 and bf16 layers share.
+// From a linear layer's operands to a launch of gemm_kernel.cuh: what FP8 and
+// bf16 layers share.
 #pragma once
 
 #include "octavo/ops/cuda/gemm_task.h"
@@ -14,8 +15,6 @@ struct GemmOperands {
   const void* x;
   const void* y;
   std::int64_t y_stride;
-  const void* next_weight;
-  std::int64_t next_row_bytes, next_rows;
 };
 
 // Throws Error for sizes and alignments that the kernels cannot do.

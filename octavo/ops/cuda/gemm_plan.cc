@@ -27,7 +27,7 @@ void deal_stages(GemmPlan& plan) {
   const auto fit = [](std::size_t bytes, std::size_t stage) {
     return static_cast<int>(std::min<std::size_t>(bytes / stage, kMaxStages));
   };
-  if (plan.tokens == 128) {
+  if (plan.tall || plan.tokens == 128) {
     plan.weight_stages = plan.token_stages = fit(room, plan.weight_stage_bytes() + plan.token_stage_bytes());
     return;
   }
@@ -39,32 +39,89 @@ void deal_stages(GemmPlan& plan) {
 
 }  // namespace
 
+GemmPlan tall_plan(const TallKernel& kernel, int row_cluster, int token_cluster) {
+  GemmPlan plan;
+  plan.tall = true;
+  plan.tokens = kernel.tokens;
+  plan.rows = kernel.rows;
+  plan.groups = kernel.groups;
+  plan.per_group = kernel.per_group;
+  plan.row_cluster = row_cluster;
+  plan.token_cluster = token_cluster;
+  deal_stages(plan);
+  return plan;
+}
+
+int GemmPlan::token_box(std::int64_t m) const {
+  if (m > tokens) return tokens / row_cluster;
+  return static_cast<int>(row_cluster == 1 ? m : ceil_div(ceil_div(m, row_cluster), 8) * 8);
+}
+
 std::size_t GemmPlan::shared_bytes() const {
   const std::size_t weights = static_cast<std::size_t>(weight_stages) * weight_stage_bytes();
   const std::size_t rings =
       weights + static_cast<std::size_t>(token_stages) * token_stage_bytes() + scale_bytes();
-  // The matrix instructions read whole tiles of 64 rows, in the last stage too.
-  const std::size_t read =
-      weights - weight_stage_bytes() + static_cast<std::size_t>(64 * groups * per_group) * 128;
-  return std::max(rings, read) + kBarrierBytes + 1024;
+  // The matrix instructions read whole tiles of 64 rows, in the last step too.
+  const std::size_t read = weights - static_cast<std::size_t>(rows) * 128 +
+                           static_cast<std::size_t>(64 * groups * per_group) * 128;
+  return (tall ? rings : std::max(rings, read)) + kBarrierBytes + 1024;
 }
 
-GemmPlan plan_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
-  assert(out > 0 && in > 0 && m > 0);
-  GemmPlan plan;
-  if (m <= 64) {  // bound by the stream of weights
-    plan.tokens = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
-    plan.rows = even_rows(out, 1, multiprocessors, 256);
-    // A step costs a warpgroup the same for 32 rows as for 64, and is what bounds it
-    // (docs/results/gpu-gemm.md): fuller tiles on half the multiprocessors are faster than half-empty ones on
-    // all.
-    if (plan.rows < 64 && ceil_div(out, 64) * 2 >= multiprocessors - kSpare) plan.rows = 64;
-    plan.groups = plan.rows <= 64 ? 1 : plan.rows <= 128 ? 2 : 4;
-    plan.per_group = 1;
+namespace {
 
-    deal_stages(plan);
-    return plan;
-  }
+// Nanoseconds, not counting what every kernel takes.
+double tall_cost(const TallKernel& kernel, int row_cluster, std::int64_t out, std::int64_t in, std::int64_t m,
+                 int multiprocessors) {
+  const std::int64_t tiles =
+      ceil_div(ceil_div(out, kernel.rows), row_cluster) * row_cluster * ceil_div(m, kernel.tokens);
+  const auto rounds = static_cast<double>(ceil_div(tiles, multiprocessors));
+  const double step = row_cluster == 1 ? kernel.alone_ns : kernel.paired_ns;
+  constexpr double kTile = 600;  // a tile's beginning and end
+  return rounds * (step * static_cast<double>(ceil_div(in, 128)) + kTile);
+}
+
+GemmPlan plan_tall(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
+  GemmPlan best;
+  double best_cost = 0;
+  for (const TallKernel& kernel : kTallKernels)
+    for (const int row_cluster : {1, 2}) {
+      const double cost = tall_cost(kernel, row_cluster, out, in, m, multiprocessors);
+      if (best.rows != 0 && cost >= best_cost) continue;
+      best = tall_plan(kernel, row_cluster, 1);
+      best_cost = cost;
+    }
+  return best;
+}
+
+}  // namespace
+
+// Bound by the stream of weights.
+GemmPlan plan_narrow_gemm(std::int64_t out, std::int64_t m, int multiprocessors) {
+  GemmPlan plan;
+  plan.tokens = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
+  plan.rows = even_rows(out, 1, multiprocessors, 256);
+  // A step costs a warpgroup the same for 32 rows as for 64, and is what bounds it
+  // (docs/results/gpu-gemm.md): fuller tiles on half the multiprocessors are faster than half-empty ones on
+  // all.
+  if (plan.rows < 64 && ceil_div(out, 64) * 2 >= multiprocessors - kSpare) plan.rows = 64;
+  plan.groups = plan.rows <= 64 ? 1 : plan.rows <= 128 ? 2 : 4;
+  plan.per_group = 1;
+  deal_stages(plan);
+  return plan;
+}
+
+GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
+  assert(out > 0 && in > 0 && m > 0);
+  if (m > 16) return plan_tall(out, in, m, multiprocessors);
+  // Where 64 rows a tile would leave half of the multiprocessors without one.
+  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors) return tall_plan(kTallKernels[0], 1, 1);
+  return plan_narrow_gemm(out, m, multiprocessors);
+}
+
+GemmPlan plan_bf16_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
+  assert(out > 0 && in > 0 && m > 0);
+  if (m <= 64) return plan_narrow_gemm(out, m, multiprocessors);
+  GemmPlan plan;
   // Bound by the tensor cores: the shape that needs the fewest of their cycles, the last round's idle ones
   // included.
   plan.tokens = 128;
@@ -77,7 +134,7 @@ GemmPlan plan_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multip
       // between.
       const double step = std::max(256.0 * groups * per_group, 380.0);
       const double cost = static_cast<double>(ceil_div(tiles, multiprocessors)) *
-                          (step * static_cast<double>(ceil_div(in, 128)) + 1500.0);
+                          (step * static_cast<double>(ceil_div(in, 64)) + 1500.0);
       if (best == 0 || cost < best) {
         best = cost;
         plan.groups = groups;

@@ -2,63 +2,92 @@
 // tested without a GPU. No choice here changes a bit of a result (see gemm.h): a plan is about speed only.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
 namespace octavo::cuda {
 
+// A step is 128 bytes of a row. A stage of the rings holds several, so that what a warp does once a stage
+// (waiting, giving back, addresses) is little beside the stage's own work. The limit is registers: FP8
+// kernels keep the sums of two stages' blocks in them.
+constexpr int narrow_steps(int tokens, int groups) {
+  if (groups == 4 || tokens == 128) return 1;
+  return tokens == 64 ? 2 : 4;
+}
+constexpr int tall_steps(int rows_of_group) { return rows_of_group <= 32 ? 4 : rows_of_group <= 64 ? 2 : 1; }
+inline constexpr int kMinStages = 2;
+
 // The tokens' scales are held for so many 128-column blocks, twice.
 inline constexpr int kScaleStages = 2;
 constexpr int scale_steps(int tokens) { return tokens == 128 ? 16 : 32; }
+inline constexpr int kTallScaleSteps = 8;
 
-// A block of threads computes `rows` weight rows × `tokens` tokens over all of K. The weight rows take the
-// 64-row side of the matrix instruction; where `rows` is not a multiple of 64 the last instruction works on
-// rows that are thrown away, which costs a memory-bound kernel nothing and lets any N be dealt out evenly to
-// the multiprocessors.
+// A block of threads computes `rows` weight rows × `tokens` tokens over all of K.
+//
+// Narrow (gemm_kernel.cuh): the weight rows take the 64-row side of the matrix instruction; where `rows` is
+// not a multiple of 64 the last instruction works on rows that are thrown away, which costs a memory-bound
+// kernel nothing and lets any N be dealt out evenly to the multiprocessors. Tall (fp8_gemm_tall.cuh, FP8
+// only): the tokens take it.
 struct GemmPlan {
-  int tokens = 0;     // of a tile: 8, 16, 32, 64 or 128
-  int groups = 0;     // warpgroups that multiply: 1, 2 or 4
-  int per_group = 0;  // 64-row tiles a warpgroup: 1, or 2 (tokens 128, groups 2)
-  int rows = 0;       // weight rows of a tile: a multiple of 16, at most 64 · groups · per_group
+  bool tall = false;
+  int tokens = 0;     // of a tile: 8, 16, 32, 64 or 128; tall: 64, 128 or 256
+  int groups = 0;     // warpgroups that multiply: 1, 2 or 4; tall: 1 or 2
+  int per_group = 0;  // 64-row tiles a warpgroup (tall: of tokens): 1, or 2
+  int rows = 0;       // weight rows of a tile: a multiple of 16; narrow: at most 64 · groups · per_group
   // Blocks of threads that share loads, each bringing its part to all: row_cluster of neighbouring rows share
   // the tokens', token_cluster of neighbouring tokens the weights'.
   int row_cluster = 1;
   int token_cluster = 1;
-  int weight_stages = 0;  // 128-column blocks of weights that fit in the ring ahead of the tensor cores
-  int token_stages = 0;   // the same for the tokens
+  // Of the rings: what fits ahead of the tensor cores. Tall: equal.
+  int weight_stages = 0;
+  int token_stages = 0;
 
-  // How much of the next layer's weight is fetched into L2 when this kernel has asked for all of its own:
-  // what the memory can deliver while this kernel ends and the next one begins.
-  std::int64_t next_bytes = std::int64_t{12} << 20;
-
-  std::size_t weight_stage_bytes() const { return static_cast<std::size_t>(rows) * 128; }
-  std::size_t token_stage_bytes() const { return static_cast<std::size_t>(tokens) * 128; }
+  int rows_of_group() const { return rows * (tokens / 64 / per_group) / groups; }  // tall
+  int steps() const {
+    return tall ? tall_steps(rows_of_group()) : narrow_steps(tokens, groups);
+  }  // of a stage
+  std::size_t weight_stage_bytes() const { return static_cast<std::size_t>(rows * steps()) * 128; }
+  std::size_t token_stage_bytes() const { return static_cast<std::size_t>(tokens * steps()) * 128; }
   std::size_t scale_bytes() const {
-    return static_cast<std::size_t>(kScaleStages * tokens * scale_steps(tokens)) * sizeof(float);
+    return static_cast<std::size_t>(kScaleStages * tokens * (tall ? kTallScaleSteps : scale_steps(tokens))) *
+           sizeof(float);
   }
   int cluster() const { return row_cluster * token_cluster; }
   std::size_t shared_bytes() const;
+  // Tokens that one copy brings. Where one tile holds them all, no more than there are: copies of rows beyond
+  // the matrix take several times as long. A block's share begins at a whole swizzle pattern of eight.
+  int token_box(std::int64_t m) const;
   std::int64_t row_tiles(std::int64_t out) const { return (out + rows - 1) / rows; }
   std::int64_t token_tiles(std::int64_t m) const { return (m + tokens - 1) / tokens; }
 };
 
-// An FP8 kernel keeps two chunks of so many 128-column blocks under way: while the tensor cores sum one, the
-// other is added to the result. 0: registers do not allow it; one block at a time. Nothing of a chunk's
-// stages is given back before its end, so a ring of fewer than two chunks would never turn.
-constexpr int blocks_of_chunk(int tokens, int groups, int per_group) {
-  if (per_group == 2 || (groups == 4 && tokens == 64)) return 0;
-  if (tokens == 128 || (groups == 4 && tokens == 32)) return 1;
-  return tokens >= 32 || groups == 4 ? 2 : 4;
-}
-constexpr int min_stages(int tokens, int groups, int per_group) {
-  const int chunk = blocks_of_chunk(tokens, groups, per_group);
-  return chunk == 0 ? 2 : 2 * chunk;
-}
+// The tall kernels there are, the smallest tiles first, and what a step of 128 columns takes, in nanoseconds,
+// on an H200 whose multiprocessors all run it: alone, and in pairs of neighbouring rows that share the
+// tokens.
+struct TallKernel {
+  int tokens, rows, groups, per_group;
+  double alone_ns, paired_ns;
+};
+inline constexpr std::array<TallKernel, 12> kTallKernels = {{{64, 32, 1, 1, 215, 175},
+                                                             {64, 48, 1, 1, 290, 245},
+                                                             {64, 64, 1, 1, 230, 215},
+                                                             {64, 128, 2, 1, 390, 370},
+                                                             {64, 224, 2, 1, 620, 640},
+                                                             {128, 32, 2, 1, 490, 400},
+                                                             {128, 48, 2, 1, 430, 340},
+                                                             {128, 64, 2, 1, 405, 320},
+                                                             {128, 112, 2, 1, 600, 600},
+                                                             {128, 128, 2, 1, 580, 560},
+                                                             {128, 192, 2, 1, 880, 880},
+                                                             {256, 128, 2, 2, 1100, 1090}}};
+GemmPlan tall_plan(const TallKernel& kernel, int row_cluster, int token_cluster);
 
 inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of threads, Hopper
 
-// The plan for y[m, out] = x[m, in] · w[out, in]ᵀ on a device of `multiprocessors`. `in` counts bytes of a
-// row: a bf16 layer's is twice its inputs.
-GemmPlan plan_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
+// The plan for y[m, out] = x[m, in] · w[out, in]ᵀ on a device of `multiprocessors`.
+GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
+GemmPlan plan_narrow_gemm(std::int64_t out, std::int64_t m, int multiprocessors = 132);  // of either, m <= 64
+GemmPlan plan_bf16_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
 
 }  // namespace octavo::cuda

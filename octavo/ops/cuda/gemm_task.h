@@ -1,4 +1,5 @@
-// What the host hands to the kernels of gemm_kernel.cuh, which are compiled apart.
+// What the host hands to the kernels of gemm_kernel.cuh, which are compiled
+// apart.
 #pragma once
 
 #include <cuda.h>
@@ -14,10 +15,11 @@
 
 namespace octavo::cuda {
 
-// A step of the kernels is 128 bytes of a row: 128 columns of E4M3, one block of scales, or 64 of bf16.
+// A step of the kernels is 128 bytes of a row: 128 columns of E4M3, one block
+// of scales, or 64 of bf16.
 struct GemmTask {
-  CUtensorMap weight_map;  // boxes of rows / token_cluster rows × 128 bytes, 128-byte swizzle
-  CUtensorMap token_map;   // boxes of tokens / row_cluster rows × 128 bytes
+  CUtensorMap weight_map;  // boxes of weight_box rows × 128 bytes, 128-byte swizzle
+  CUtensorMap token_map;   // boxes of token_box rows × 128 bytes
   // E4M3 only.
   const float* weight_scales;
   const std::int32_t* scale_rows;
@@ -28,8 +30,12 @@ struct GemmTask {
   float* y_f32;
   std::int64_t y_stride;
   int tokens;  // M
-  int out;     // N
-  int steps;
+  // Rows and tokens that one copy brings: a block's share of a tile (of the tokens, or of all there are).
+  int weight_box;
+  int token_box;
+  int out;           // N
+  int steps;         // of 128 bytes of a row
+  int stages;        // of a tile: steps / the plan's steps(), rounded up
   int rows;          // of a tile
   int row_groups;    // row tiles / row_cluster, rounded up
   int token_groups;  // token tiles / token_cluster, rounded up
@@ -37,11 +43,6 @@ struct GemmTask {
   int token_cluster;
   int weight_stages;
   int token_stages;
-  // The next layer's weight: next_bytes of each of its rows are fetched into L2.
-  const std::uint8_t* next_weight;
-  std::int64_t next_rows;
-  std::int64_t next_stride;
-  std::uint32_t next_bytes;
 };
 
 struct E4M3;
@@ -49,7 +50,11 @@ struct BF16;
 template <typename Element, int kTokens, int kGroups, int kPerGroup>
 void launch_gemm(const GemmTask& task, std::size_t shared_bytes, bool early, cudaStream_t stream);
 
-// fp8_gemm() and bf16_gemm() by a plan of the caller's choice, for tests and measurements.
+template <int kRows, int kTokenGroups, int kRowGroups, int kPerGroup>
+void launch_tall_gemm(const GemmTask& task, std::size_t shared_bytes, bool early, cudaStream_t stream);
+
+// fp8_gemm() and bf16_gemm() by a plan of the caller's choice, for tests and
+// measurements.
 void fp8_gemm(const Fp8Gemm& gemm, const GemmPlan& plan, cudaStream_t stream);
 void bf16_gemm(const Bf16Gemm& gemm, const GemmPlan& plan, cudaStream_t stream);
 

@@ -80,6 +80,15 @@ __device__ inline void wait(std::uint32_t barrier, std::uint32_t parity) {
 #endif
 }
 
+// --- Named barriers of a block, numbered from 1: `threads` in all come to one, of which some do not wait.
+
+__device__ inline void sync_at(int barrier, int threads) {
+  asm volatile("barrier.cta.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ inline void arrive_without_waiting(int barrier, int threads) {
+  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // Where a ring of stages stands: the stage, and the parity of the phase that its barriers are in.
 struct RingPlace {
   std::uint32_t stage = 0;
@@ -163,17 +172,25 @@ __device__ void wgmma_bf16(float (&d)[kColumns / 2], std::uint64_t a, std::uint6
 #define OCTAVO_R4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define OCTAVO_R8(i) OCTAVO_R4(i), OCTAVO_R4((i) + 4)
 #define OCTAVO_R16(i) OCTAVO_R8(i), OCTAVO_R8((i) + 8)
+#define OCTAVO_R24(i) OCTAVO_R16(i), OCTAVO_R8((i) + 16)
 #define OCTAVO_R32(i) OCTAVO_R16(i), OCTAVO_R16((i) + 16)
+#define OCTAVO_R56(i) OCTAVO_R32(i), OCTAVO_R24((i) + 32)
 #define OCTAVO_R64(i) OCTAVO_R32(i), OCTAVO_R32((i) + 32)
+#define OCTAVO_R96(i) OCTAVO_R64(i), OCTAVO_R32((i) + 64)
 #define OCTAVO_N4 "%0, %1, %2, %3"
 #define OCTAVO_N8 OCTAVO_N4 ", %4, %5, %6, %7"
 #define OCTAVO_N16 OCTAVO_N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define OCTAVO_N32 \
-  OCTAVO_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define OCTAVO_N64                                                                   \
+#define OCTAVO_N24 OCTAVO_N16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define OCTAVO_N32 OCTAVO_N24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define OCTAVO_N56                                                                   \
   OCTAVO_N32                                                                         \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
-  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+  ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define OCTAVO_N64 OCTAVO_N56 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define OCTAVO_N96                                                                   \
+  OCTAVO_N64                                                                         \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define OCTAVO_WGMMA_OF(function, types, flags, columns, registers, names, a_index, b_index, add_index)   \
   template <>                                                                                             \
   __device__ inline void function<columns>(float(&d)[(columns) / 2], std::uint64_t a, std::uint64_t b,    \
@@ -193,20 +210,29 @@ __device__ void wgmma_bf16(float (&d)[kColumns / 2], std::uint64_t a, std::uint6
 OCTAVO_WGMMA(8, OCTAVO_R4, OCTAVO_N4, "%4", "%5", "%6")
 OCTAVO_WGMMA(16, OCTAVO_R8, OCTAVO_N8, "%8", "%9", "%10")
 OCTAVO_WGMMA(32, OCTAVO_R16, OCTAVO_N16, "%16", "%17", "%18")
+OCTAVO_WGMMA(48, OCTAVO_R24, OCTAVO_N24, "%24", "%25", "%26")
 OCTAVO_WGMMA(64, OCTAVO_R32, OCTAVO_N32, "%32", "%33", "%34")
+OCTAVO_WGMMA(112, OCTAVO_R56, OCTAVO_N56, "%56", "%57", "%58")
 OCTAVO_WGMMA(128, OCTAVO_R64, OCTAVO_N64, "%64", "%65", "%66")
+OCTAVO_WGMMA(192, OCTAVO_R96, OCTAVO_N96, "%96", "%97", "%98")
 #undef OCTAVO_WGMMA_OF
 #undef OCTAVO_WGMMA
 #undef OCTAVO_R4
 #undef OCTAVO_R8
 #undef OCTAVO_R16
+#undef OCTAVO_R24
 #undef OCTAVO_R32
+#undef OCTAVO_R56
 #undef OCTAVO_R64
+#undef OCTAVO_R96
 #undef OCTAVO_N4
 #undef OCTAVO_N8
 #undef OCTAVO_N16
+#undef OCTAVO_N24
 #undef OCTAVO_N32
+#undef OCTAVO_N56
 #undef OCTAVO_N64
+#undef OCTAVO_N96
 
 // Registers a thread, for all warps of the calling warpgroup.
 template <int kRegisters>
@@ -223,6 +249,19 @@ __device__ inline std::uint32_t transpose8x8(std::uint32_t pair) {
   std::uint32_t out;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
   return out;
+}
+
+// v[i] of lane j of four neighbouring lanes becomes v[j] of lane i; `place`: this lane's of the four.
+__device__ inline void transpose_among_four(std::uint32_t (&v)[4], int place) {
+  const auto exchange = [&](int low, int high, int distance) {
+    const bool upper = (place & distance) != 0;
+    const std::uint32_t got = __shfl_xor_sync(0xffffffffU, upper ? v[low] : v[high], distance);
+    (upper ? v[low] : v[high]) = got;
+  };
+  exchange(0, 1, 1);
+  exchange(2, 3, 1);
+  exchange(0, 2, 2);
+  exchange(1, 3, 2);
 }
 
 }  // namespace octavo::cuda
