@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "octavo/base/tensor_view.h"
 #include "octavo/base/thread_pool.h"
@@ -37,8 +39,17 @@ struct WeightPlace {
   std::int64_t bytes() const { return rows * cols * element_bytes() + scale_bytes(); }
 };
 
-// One thread at a time calls write, write_codes, stage, copy_from_live and discard; another one may at the
-// same time read the live region, which only writes without staging, install, sleep and wake change.
+// A piece of a tensor on its way to its place.
+struct WeightPiece {
+  const WeightPlace* place = nullptr;
+  std::int64_t row = 0;
+  std::int64_t col = 0;
+  TensorView values;
+};
+
+// One thread at a time calls write, write_many, write_codes, stage, copy_from_live and discard; another one
+// may at the same time read the live region, which only writes without staging, install, sleep and wake
+// change.
 class WeightMemory {
  public:
   virtual ~WeightMemory() = default;
@@ -55,7 +66,16 @@ class WeightMemory {
   virtual std::optional<std::int64_t> write(const WeightPlace& place, std::int64_t row, std::int64_t col,
                                             const TensorView& values, const ScalingOptions& scaling,
                                             ThreadPool& pool) = 0;
-  // The same for E4M3 codes and their scales (dense, one a 128×128 block), taken as they are. The piece is
+  // Many of these, each as write() would, the results in their order. A backend may bring them in together.
+  virtual std::vector<std::optional<std::int64_t>> write_many(std::span<const WeightPiece> pieces,
+                                                              const ScalingOptions& scaling,
+                                                              ThreadPool& pool) {
+    std::vector<std::optional<std::int64_t>> bad(pieces.size());
+    for (std::size_t i = 0; i < pieces.size(); ++i)
+      bad[i] = write(*pieces[i].place, pieces[i].row, pieces[i].col, pieces[i].values, scaling, pool);
+    return bad;
+  }
+  // As write(), for E4M3 codes and their scales (dense, one a 128×128 block), taken as they are. The piece is
   // whole rows from a multiple of 128. Returns the index of the first NaN code.
   virtual std::optional<std::int64_t> write_codes(const WeightPlace& place, std::int64_t row,
                                                   const TensorView& codes, const float* scales,

@@ -15,11 +15,6 @@
 
 namespace octavo {
 
-struct NamedTensor {
-  std::string name;
-  TensorView tensor;
-};
-
 // Bytes done of bytes in all.
 using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
 

@@ -73,6 +73,31 @@ void RefitTransaction::put(std::string_view name, const TensorView& tensor) {
   put(manifest_.arrive(name, tensor), 0, 0, tensor);
 }
 
+void RefitTransaction::put(std::span<const NamedTensor> tensors) {
+  const std::lock_guard lock(mutex_);
+  const auto host_lock = enter();
+  std::vector<WeightPiece> pieces;
+  std::vector<const WeightEntry*> entries;
+  for (const auto& [name, tensor] : tensors) {
+    const WeightEntry* const entry = manifest_.arrive(name, tensor);
+    if (!tensor.on_device || entry == nullptr || tensor.dtype == DType::kF8E4M3) {
+      put(entry, 0, 0, tensor);
+    } else {
+      pieces.push_back({&entry->place, 0, 0, tensor});
+      entries.push_back(entry);
+    }
+  }
+  if (pieces.empty() || !manifest_.sound()) return;
+  const auto start = Clock::now();
+  if (options_.mode == RefitMode::kInPlace) dirty_ = true;
+  const auto bad = weights_.memory().write_many(pieces, weights_.options().scaling, pool_);
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    stats_.bytes_read += pieces[i].values.bytes();
+    if (bad[i]) refuse(*entries[i], 0, 0, pieces[i].values, *bad[i]);
+  }
+  stats_.write_seconds += seconds_since(start);
+}
+
 void RefitTransaction::put_piece(std::string_view name, std::int64_t row, std::int64_t col,
                                  const TensorView& piece) {
   const std::lock_guard lock(mutex_);

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,6 +19,11 @@
 #include "octavo/refit/refit_options.h"
 
 namespace octavo {
+
+struct NamedTensor {
+  std::string name;
+  TensorView tensor;
+};
 
 // Who computes with the weights that a transaction changes: the engine. Nobody, while a model is loaded.
 class RefitHost {
@@ -53,6 +59,8 @@ class RefitTransaction {
   // A whole tensor, f32, bf16 or f16, read where it lies; it may change again as soon as put returns. Throws
   // Error when the transaction is over.
   void put(std::string_view name, const TensorView& tensor);
+  // Many of these at once, each as by put() alone. Tensors in GPU memory are quantized in one launch.
+  void put(std::span<const NamedTensor> tensors);
   // A piece of a tensor, a rank's shard say, whose first element is (row, col) of the whole; of a vector,
   // [col]. Blocks of 128×128 that it covers are quantized at once. Of others the values are kept until the
   // rest has come, in at most BlockStaging::kMaxBytes for all tensors together: bring the pieces of one

@@ -40,7 +40,9 @@ RefitStats refit(Engine& engine, const Policy& policy, std::uint64_t version, Kv
   // What the engine reads on its own streams must be there: a value in the host's hands is, with all before
   // it.
   if (values.is_cuda()) values[0].item<float>();
-  for (const Parameter& p : policy.layout().all()) transaction->put(p.name, tensor_view(values, p));
+  std::vector<NamedTensor> tensors;
+  for (const Parameter& p : policy.layout().all()) tensors.push_back({p.name, tensor_view(values, p)});
+  transaction->put(tensors);
   return transaction->commit();
 }
 

@@ -38,13 +38,33 @@ class CudaWeightMemory final : public WeightMemory {
   std::optional<std::int64_t> write(const WeightPlace& place, std::int64_t row, std::int64_t col,
                                     const TensorView& values, const ScalingOptions& scaling,
                                     ThreadPool& pool) override {
-    if (values.on_device) {
-      Slot& slot = slots_.front();
-      const WeightJob job = job_of(place, row, col, values);
-      slot.quantizer.start({&job, 1}, scaling, slot.stream);
-      return slot.quantizer.finish(slot.stream).front();
+    if (!values.on_device) return write_from_host(place, row, col, values, scaling, pool);
+    const WeightPiece piece{&place, row, col, values};
+    return write_many({&piece, 1}, scaling, pool).front();
+  }
+
+  // Those that are on the device in one launch for each dtype among them.
+  std::vector<std::optional<std::int64_t>> write_many(std::span<const WeightPiece> pieces,
+                                                      const ScalingOptions& scaling,
+                                                      ThreadPool& pool) override {
+    std::vector<std::optional<std::int64_t>> bad(pieces.size());
+    std::vector<WeightJob> jobs;
+    std::vector<std::size_t> owners;
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+      const auto& [place, row, col, values] = pieces[i];
+      if (values.on_device) {
+        jobs.push_back(job_of(*place, row, col, values));
+        owners.push_back(i);
+      } else {
+        bad[i] = write_from_host(*place, row, col, values, scaling, pool);
+      }
     }
-    return write_from_host(place, row, col, values, scaling, pool);
+    if (jobs.empty()) return bad;
+    Slot& slot = slots_.front();
+    slot.quantizer.start(jobs, scaling, slot.stream);
+    const auto found = slot.quantizer.finish(slot.stream);
+    for (std::size_t i = 0; i < owners.size(); ++i) bad[owners[i]] = found[i];
+    return bad;
   }
 
   std::optional<std::int64_t> write_codes(const WeightPlace& place, std::int64_t row, const TensorView& codes,
