@@ -1,6 +1,7 @@
 #include "octavo/ops/cuda/cublaslt_gemm.h"
 
 #include <cublasLt.h>
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <map>
@@ -22,32 +23,69 @@ constexpr std::int64_t kScaleStep = 4;  // its rows of weight scales are a multi
 
 constexpr std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 
+#define OCTAVO_TEXT(x) #x
+#define OCTAVO_TEXT_OF(x) OCTAVO_TEXT(x)
+constexpr const char* kLibrary = "libcublasLt.so." OCTAVO_TEXT_OF(CUBLAS_VER_MAJOR);
+
+// cuBLASLt's functions, found when they are first asked for: half a gigabyte that only those load who want
+// it, and programs start where it is not installed.
+#define OCTAVO_CUBLASLT(use)                                                                         \
+  use(GetStatusString) use(Create) use(Destroy) use(MatmulDescCreate) use(MatmulDescDestroy)         \
+      use(MatmulDescSetAttribute) use(MatrixLayoutCreate) use(MatrixLayoutDestroy)                   \
+          use(MatmulPreferenceCreate) use(MatmulPreferenceDestroy) use(MatmulPreferenceSetAttribute) \
+              use(MatmulAlgoGetHeuristic) use(Matmul)
+struct Functions {
+#define OCTAVO_MEMBER(name) decltype(&cublasLt##name) name;
+  OCTAVO_CUBLASLT(OCTAVO_MEMBER)
+#undef OCTAVO_MEMBER
+};
+
+const Functions& lt() {
+  static const Functions functions = [] {
+    void* const library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr)
+      fail(
+          "use_deep_gemm: false needs cuBLASLt: {}; install CUDA's libraries, or leave use_deep_gemm at true",
+          dlerror());
+    Functions found{};
+#define OCTAVO_FIND(name)                                                                           \
+  found.name = reinterpret_cast<decltype(found.name)>(dlsym(library, OCTAVO_TEXT(cublasLt##name))); \
+  if (found.name == nullptr) fail_system("{} has no {}", kLibrary, OCTAVO_TEXT(cublasLt##name));
+    OCTAVO_CUBLASLT(OCTAVO_FIND)
+#undef OCTAVO_FIND
+    return found;
+  }();
+  return functions;
+}
+
 void lt_check(cublasStatus_t status, const char* what) {
-  if (status != CUBLAS_STATUS_SUCCESS) fail_system("{}: cuBLASLt: {}", what, cublasLtGetStatusString(status));
+  if (status != CUBLAS_STATUS_SUCCESS) fail_system("{}: cuBLASLt: {}", what, lt().GetStatusString(status));
 }
 
 template <auto kDestroy>
 struct Destroy {
   template <typename T>
   void operator()(T* p) const {
-    kDestroy(p);
+    (lt().*kDestroy)(p);
   }
 };
 template <typename Handle, auto kDestroy>
 using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy<kDestroy>>;
+using Layout = Owned<cublasLtMatrixLayout_t, &Functions::MatrixLayoutDestroy>;
+using Description = Owned<cublasLtMatmulDesc_t, &Functions::MatmulDescDestroy>;
+using Preference = Owned<cublasLtMatmulPreference_t, &Functions::MatmulPreferenceDestroy>;
 
 template <typename T>
 void set(cublasLtMatmulDesc_t description, cublasLtMatmulDescAttributes_t attribute, const T& value) {
-  lt_check(cublasLtMatmulDescSetAttribute(description, attribute, &value, sizeof(value)),
-           "matmul description");
+  lt_check(lt().MatmulDescSetAttribute(description, attribute, &value, sizeof(value)), "matmul description");
 }
 
-auto layout(cudaDataType_t type, std::int64_t rows, std::int64_t cols, std::int64_t stride) {
+Layout layout(cudaDataType_t type, std::int64_t rows, std::int64_t cols, std::int64_t stride) {
   cublasLtMatrixLayout_t made = nullptr;
-  lt_check(cublasLtMatrixLayoutCreate(&made, type, static_cast<std::uint64_t>(rows),
-                                      static_cast<std::uint64_t>(cols), stride),
+  lt_check(lt().MatrixLayoutCreate(&made, type, static_cast<std::uint64_t>(rows),
+                                   static_cast<std::uint64_t>(cols), stride),
            "matrix layout");
-  return Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>(made);
+  return Layout(made);
 }
 
 }  // namespace
@@ -56,7 +94,7 @@ class CublasLt::State {
  public:
   State() {
     cublasLtHandle_t handle = nullptr;
-    lt_check(cublasLtCreate(&handle), "start");
+    lt_check(lt().Create(&handle), "start");
     handle_.reset(handle);
   }
 
@@ -112,8 +150,8 @@ class CublasLt::State {
                 cudaStream_t stream) {
     transpose_scales(x_scales, scaled_tokens, blocks_of(g.in), scales_.data<float>(), tokens, stream);
     cublasLtMatmulDesc_t made = nullptr;
-    lt_check(cublasLtMatmulDescCreate(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul description");
-    const Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> description(made);
+    lt_check(lt().MatmulDescCreate(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul description");
+    const Description description(made);
     set(made, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
     set(made, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
     set(made, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
@@ -138,29 +176,29 @@ class CublasLt::State {
     }
     constexpr float kOne = 1;
     constexpr float kZero = 0;
-    lt_check(cublasLtMatmul(handle_.get(), made, &kOne, g.weight, a.get(), x, b.get(), &kZero, y, d.get(), y,
-                            d.get(), &place->second, workspace_.data(), kWorkspaceBytes, stream),
+    lt_check(lt().Matmul(handle_.get(), made, &kOne, g.weight, a.get(), x, b.get(), &kZero, y, d.get(), y,
+                         d.get(), &place->second, workspace_.data(), kWorkspaceBytes, stream),
              "block-scaled matmul");
   }
 
   bool choose(cublasLtMatmulDesc_t description, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
               cublasLtMatrixLayout_t d, cublasLtMatmulAlgo_t& algorithm) {
     cublasLtMatmulPreference_t made = nullptr;
-    lt_check(cublasLtMatmulPreferenceCreate(&made), "preference");
-    const Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> preference(made);
-    lt_check(cublasLtMatmulPreferenceSetAttribute(made, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                  &kWorkspaceBytes, sizeof(kWorkspaceBytes)),
+    lt_check(lt().MatmulPreferenceCreate(&made), "preference");
+    const Preference preference(made);
+    lt_check(lt().MatmulPreferenceSetAttribute(made, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                               &kWorkspaceBytes, sizeof(kWorkspaceBytes)),
              "preference");
     cublasLtMatmulHeuristicResult_t found{};
     int count = 0;
     const cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(handle_.get(), description, a, b, d, d, made, 1, &found, &count);
+        lt().MatmulAlgoGetHeuristic(handle_.get(), description, a, b, d, d, made, 1, &found, &count);
     if (status != CUBLAS_STATUS_SUCCESS || count == 0) return false;
     algorithm = found.algo;
     return true;
   }
 
-  Owned<cublasLtHandle_t, cublasLtDestroy> handle_;
+  Owned<cublasLtHandle_t, &Functions::Destroy> handle_;
   DeviceBuffer workspace_{kWorkspaceBytes};
   DeviceBuffer scales_;         // the tokens', transposed
   DeviceBuffer weight_scales_;  // with rows of a multiple of kScaleStep

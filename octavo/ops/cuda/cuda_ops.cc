@@ -49,8 +49,7 @@ std::string why_no_gpu() {
 
 CudaOps::CudaOps(Fp8Kernels fp8_kernels) {
   if (const std::string reason = why_no_gpu(); !reason.empty()) fail("{}", reason);
-  if (fp8_kernels == Fp8Kernels::kCublasLt)
-    fail("FP8 layers through cuBLASLt are not built in yet; leave use_deep_gemm at true");
+  if (fp8_kernels == Fp8Kernels::kCublasLt) cublaslt_ = std::make_unique<CublasLt>();
   cudaDeviceProp prop{};
   check(cudaGetDeviceProperties(&prop, 0), "device query");
   name_ = fmt::format("cuda {}", prop.name);
@@ -163,8 +162,23 @@ void CudaOps::add_rms_norm(float* residual, const bf16* delta, std::int64_t delt
 // Each 16 rows' row of scales, on the device: made when a weight is met first.
 const std::int32_t* CudaOps::scale_rows_of(const LinearWeight& weight) {
   auto& rows = scale_rows_[weight.data];
-  if (rows.bytes() == 0) rows = to_device(weight.scale_rows);
+  if (rows.bytes() == 0) {
+    if (cublaslt_) prepare_cublaslt(weight);
+    rows = to_device(weight.scale_rows);
+  }
   return rows.data<std::int32_t>();
+}
+
+// Memory for a layer, before any step is captured.
+void CudaOps::prepare_cublaslt(const LinearWeight& weight) {
+  for (std::size_t tile = 0; tile < weight.scale_rows.size(); ++tile)
+    if (weight.scale_rows[tile] != static_cast<std::int32_t>(tile * 16 / kBlock))
+      fail(
+          "cuBLASLt cannot scale a fused layer [{}, {}] whose parts are no multiple of {} rows; leave "
+          "use_deep_gemm at true",
+          weight.out, weight.in, kBlock);
+  check(cudaStreamSynchronize(stream_), "stream");
+  cublaslt_->reserve(std::max(max_tokens_, batch_.tokens), weight.out, weight.in);
 }
 
 namespace {
@@ -192,7 +206,7 @@ void CudaOps::linear(const Activation& x, std::int64_t tokens, const LinearWeigh
                stream_);
     return;
   }
-  any_linear(Fp8Gemm{.tokens = tokens,
+  const Fp8Gemm gemm{.tokens = tokens,
                      .out = weight.out,
                      .in = weight.in,
                      .weight = static_cast<const std::uint8_t*>(weight.data),
@@ -202,8 +216,8 @@ void CudaOps::linear(const Activation& x, std::int64_t tokens, const LinearWeigh
                      .x_scales = x.scales,
                      .bias = weight.bias,
                      .y = out,
-                     .y_stride = weight.out},
-             stream_);
+                     .y_stride = weight.out};
+  cublaslt_ ? cublaslt_->fp8_gemm(gemm, stream_) : any_linear(gemm, stream_);
 }
 
 void CudaOps::logits(const Activation& x, std::int64_t tokens, const LinearWeight& weight, float* out) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "octavo/ops/cuda/cublaslt_gemm.h"
 #include "octavo/ops/cuda/device_storage.h"
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/ops/ops.h"
@@ -23,7 +24,7 @@ std::string why_no_gpu();
 
 class CudaOps final : public Ops {
  public:
-  // Throws Error when there is no GPU that it can run on, and for kCublasLt, which is not built in yet.
+  // Throws Error when there is no GPU that it can run on, and for kCublasLt where cuBLASLt is not installed.
   explicit CudaOps(Fp8Kernels fp8_kernels = Fp8Kernels::kOctavo);
   ~CudaOps() override;
 
@@ -69,6 +70,7 @@ class CudaOps final : public Ops {
   };
 
   const std::int32_t* scale_rows_of(const LinearWeight& weight);
+  void prepare_cublaslt(const LinearWeight& weight);
   void make_workspace(const AttentionShape& shape, const Activation& out);
 
   std::string name_;
@@ -86,6 +88,7 @@ class CudaOps final : public Ops {
 
   std::int64_t max_tokens_ = 0;
   std::unordered_map<const void*, DeviceBuffer> scale_rows_;  // by the weight's data
+  std::unique_ptr<CublasLt> cublaslt_;                        // null: Octavo's kernels
   DeviceBuffer partials_;
   DeviceBuffer counters_;
   DeviceBuffer unquantized_;
