@@ -173,8 +173,9 @@ void convert_block(const WeightJob& job, const Block& block, const Block& next, 
     for (int c = 0; c < block.cols; c += kPanelCols) {
       const int cols = std::min(kPanelCols, block.cols - c);
       const auto load_row = [&](int r) {
-        std::byte padded[kPanelCols * Source::kBytes] = {};
-        if (r >= rows) return Source::load_columns(padded);
+        static constexpr std::byte kZeros[kPanelCols * Source::kBytes] = {};
+        if (r >= rows) return Source::load_columns(kZeros);
+        std::byte padded[kPanelCols * Source::kBytes];
         const std::int64_t at = (top + r) * job.row_bytes + c * Source::kBytes;
         for (int ahead = 0; ahead < kPanelCols * Source::kBytes; ahead += 64)
           __builtin_prefetch(next.source + at + ahead);

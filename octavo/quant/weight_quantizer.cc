@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <ranges>
 
 #include "octavo/base/error.h"
 #include "octavo/quant/e4m3.h"
@@ -51,10 +50,17 @@ bool run(bool (*kernel)(const WeightJob&, std::int64_t, std::int64_t), const Wei
       const std::int64_t col = block % blocks_of(job.cols) * kBlock;
       return row * job.cols + std::min(kBlock, job.rows - row) * col;
     };
-    const auto all = std::views::iota(std::int64_t{0}, blocks);
-    const auto found = std::ranges::partition_point(
-        all, [&](std::int64_t block) { return elements_before(block) * chunks < chunk * elements; });
-    return static_cast<std::int64_t>(found - all.begin());
+    std::int64_t low = 0;
+    std::int64_t high = blocks;
+    while (low < high) {
+      const std::int64_t middle = (low + high) / 2;
+      if (elements_before(middle) * chunks < chunk * elements) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
   };
   std::atomic<bool> finite = true;
   pool.parallel_for(chunks, 1, [&](std::int64_t chunk, std::int64_t) {
