@@ -81,18 +81,41 @@ class CpuWeightMemory : public WeightMemory {
   std::optional<std::int64_t> write(const WeightPlace& place, std::int64_t row, std::int64_t col,
                                     const TensorView& values, const ScalingOptions& scaling,
                                     ThreadPool& pool) override {
-    switch (place.form) {
-      case WeightPlace::Form::kF32:
-        return write_vector(at<float>(place.data) + col, values);
-      case WeightPlace::Form::kBF16:
-        return store_bf16(values, kLayout, at<bf16>(place.data) + offset(place, row, col), pool, place.cols);
-      case WeightPlace::Form::kE4M3:
-        return quantize_weight(values, scaling, kLayout,
-                               at<std::uint8_t>(place.data) + offset(place, row, col),
-                               scales_of(place, row) + col / kBlock, blocks_of(place.cols), pool, place.cols);
+    const WeightPiece piece{&place, row, col, values};
+    return write_many({&piece, 1}, scaling, pool).front();
+  }
+
+  std::vector<std::optional<std::int64_t>> write_many(std::span<const WeightPiece> pieces,
+                                                      const ScalingOptions& scaling,
+                                                      ThreadPool& pool) override {
+    std::vector<std::optional<std::int64_t>> bad(pieces.size());
+    std::vector<WeightConversion> conversions;
+    std::vector<std::size_t> owners;
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+      const WeightPlace& place = *pieces[i].place;
+      const auto& [_, row, col, values] = pieces[i];
+      switch (place.form) {
+        case WeightPlace::Form::kF32:
+          bad[i] = write_vector(at<float>(place.data) + col, values);
+          continue;
+        case WeightPlace::Form::kBF16:
+          conversions.push_back({.source = values,
+                                 .out = at<bf16>(place.data) + offset(place, row, col),
+                                 .whole_cols = place.cols});
+          break;
+        case WeightPlace::Form::kE4M3:
+          conversions.push_back({.source = values,
+                                 .codes = at<std::uint8_t>(place.data) + offset(place, row, col),
+                                 .scales = scales_of(place, row) + col / kBlock,
+                                 .scale_stride = blocks_of(place.cols),
+                                 .whole_cols = place.cols});
+          break;
+      }
+      owners.push_back(i);
     }
-    assert(false);
-    return std::nullopt;
+    const auto found = convert_weights(conversions, scaling, kLayout, pool);
+    for (std::size_t i = 0; i < owners.size(); ++i) bad[owners[i]] = found[i];
+    return bad;
   }
 
   std::optional<std::int64_t> write_codes(const WeightPlace& place, std::int64_t row, const TensorView& codes,

@@ -34,17 +34,26 @@ WeightJob job_for(const TensorView& source, CodeLayout layout, void* out, std::i
           .out_cols = whole_cols == 0 ? source.cols() : whole_cols};
 }
 
-// Runs a kernel over all blocks of the job and returns whether every part of it found finite values only.
-bool run(bool (*kernel)(const WeightJob&, std::int64_t, std::int64_t), const WeightJob& job,
-         ThreadPool& pool) {
-  const std::int64_t blocks = blocks_of(job.rows) * blocks_of(job.cols);
-  const std::int64_t elements = job.rows * job.cols;
-  // Chunks of about 16 blocks (800 KB of traffic) even out the load, and as many for every thread. A matrix
-  // that is smaller is a chunk a thread: where a chunk begins, nothing has been fetched ahead.
-  const std::int64_t wanted = std::max<std::int64_t>(1, elements / (16 * kBlock * kBlock));
-  const std::int64_t chunks = (wanted + pool.size() - 1) / pool.size() * pool.size();
+// A kernel over all blocks of a job, in chunks.
+struct Work {
+  bool (*kernel)(const WeightJob&, std::int64_t, std::int64_t);
+  WeightJob job;
+  std::int64_t chunks;
+  bool finite = true;
+
+  // A chunk has about 16 blocks (800 KB of traffic), and as many as the next: that evens out the load. Alone,
+  // a job has as many chunks for every thread. One that is smaller is a chunk a thread: where a chunk begins,
+  // nothing has been fetched ahead.
+  Work(bool (*run)(const WeightJob&, std::int64_t, std::int64_t), const WeightJob& of, int threads_alone)
+      : kernel(run), job(of) {
+    const std::int64_t wanted = std::max<std::int64_t>(1, job.rows * job.cols / (16 * kBlock * kBlock));
+    chunks = (wanted + threads_alone - 1) / threads_alone * threads_alone;
+  }
+
   // Where the chunk begins when all have as many elements; blocks at the edges have fewer.
-  const auto first_block = [&](std::int64_t chunk) {
+  std::int64_t first_block(std::int64_t chunk) const {
+    const std::int64_t blocks = blocks_of(job.rows) * blocks_of(job.cols);
+    if (chunk == chunks) return blocks;
     const auto elements_before = [&](std::int64_t block) {
       const std::int64_t row = block / blocks_of(job.cols) * kBlock;
       const std::int64_t col = block % blocks_of(job.cols) * kBlock;
@@ -54,22 +63,57 @@ bool run(bool (*kernel)(const WeightJob&, std::int64_t, std::int64_t), const Wei
     std::int64_t high = blocks;
     while (low < high) {
       const std::int64_t middle = (low + high) / 2;
-      if (elements_before(middle) * chunks < chunk * elements) {
+      if (elements_before(middle) * chunks < chunk * job.rows * job.cols) {
         low = middle + 1;
       } else {
         high = middle;
       }
     }
     return low;
-  };
-  std::atomic<bool> finite = true;
+  }
+};
+
+// Runs them all, and says of each whether every value was finite.
+void run(std::span<Work> works, ThreadPool& pool) {
+  std::vector<std::int64_t> begins;  // of each one's chunks among all
+  std::int64_t chunks = 0;
+  for (const Work& work : works) {
+    begins.push_back(chunks);
+    chunks += work.chunks;
+  }
+  std::vector<std::atomic<bool>> finite(works.size());
+  for (auto& one : finite) one = true;
   pool.parallel_for(chunks, 1, [&](std::int64_t chunk, std::int64_t) {
-    const std::int64_t begin = first_block(chunk);
-    const std::int64_t end = chunk + 1 == chunks ? blocks : first_block(chunk + 1);
-    if (begin < end && finite.load(std::memory_order_relaxed) && !kernel(job, begin, end))
-      finite.store(false, std::memory_order_relaxed);
+    const auto at =
+        static_cast<std::size_t>(std::upper_bound(begins.begin(), begins.end(), chunk) - begins.begin() - 1);
+    const Work& work = works[at];
+    const std::int64_t begin = work.first_block(chunk - begins[at]);
+    const std::int64_t end = work.first_block(chunk - begins[at] + 1);
+    if (begin < end && finite[at].load(std::memory_order_relaxed) && !work.kernel(work.job, begin, end))
+      finite[at].store(false, std::memory_order_relaxed);
   });
-  return finite;
+  for (std::size_t i = 0; i < works.size(); ++i) works[i].finite = finite[i];
+}
+
+std::optional<std::int64_t> first_not_finite(const TensorView& source) {
+  return first_bad(
+      source, [&](std::int64_t r, std::int64_t c) { return !std::isfinite(element_as_float(source, r, c)); });
+}
+std::optional<std::int64_t> first_not_finite_as_bf16(const TensorView& source) {
+  return first_bad(source, [&](std::int64_t r, std::int64_t c) {
+    return !std::isfinite(to_float(to_bf16(element_as_float(source, r, c))));
+  });
+}
+
+Work work_of(const WeightConversion& c, const ScalingOptions& options, CodeLayout layout, int threads_alone) {
+  const WeightKernels& kernels = weight_kernels(best_isa());
+  if (c.out != nullptr)
+    return {kernels.store_bf16_blocks, job_for(c.source, layout, c.out, c.whole_cols), threads_alone};
+  WeightJob job = job_for(c.source, layout, c.codes, c.whole_cols);
+  job.options = options;
+  job.scales = c.scales;
+  job.scale_stride = c.scale_stride;
+  return {kernels.quantize_blocks, job, threads_alone};
 }
 
 }  // namespace
@@ -83,26 +127,39 @@ const WeightKernels& weight_kernels(Isa isa) {
   return portable::kWeightKernels;
 }
 
+std::vector<std::optional<std::int64_t>> convert_weights(std::span<const WeightConversion> conversions,
+                                                         const ScalingOptions& options, CodeLayout layout,
+                                                         ThreadPool& pool) {
+  std::vector<Work> works;
+  works.reserve(conversions.size());
+  for (const WeightConversion& c : conversions)
+    works.push_back(work_of(c, options, layout, conversions.size() == 1 ? pool.size() : 1));
+  run(works, pool);
+  std::vector<std::optional<std::int64_t>> bad(conversions.size());
+  for (std::size_t i = 0; i < works.size(); ++i) {
+    if (works[i].finite) continue;
+    bad[i] = conversions[i].out == nullptr ? first_not_finite(conversions[i].source)
+                                           : first_not_finite_as_bf16(conversions[i].source);
+  }
+  return bad;
+}
+
 std::optional<std::int64_t> quantize_weight(const TensorView& source, const ScalingOptions& options,
                                             CodeLayout layout, std::uint8_t* codes, float* scales,
                                             std::int64_t scale_stride, ThreadPool& pool,
                                             std::int64_t whole_cols) {
-  WeightJob job = job_for(source, layout, codes, whole_cols);
-  job.options = options;
-  job.scales = scales;
-  job.scale_stride = scale_stride;
-  if (run(weight_kernels(best_isa()).quantize_blocks, job, pool)) return std::nullopt;
-  return first_bad(
-      source, [&](std::int64_t r, std::int64_t c) { return !std::isfinite(element_as_float(source, r, c)); });
+  const WeightConversion conversion{.source = source,
+                                    .codes = codes,
+                                    .scales = scales,
+                                    .scale_stride = scale_stride,
+                                    .whole_cols = whole_cols};
+  return convert_weights({&conversion, 1}, options, layout, pool).front();
 }
 
 std::optional<std::int64_t> store_bf16(const TensorView& source, CodeLayout layout, bf16* out,
                                        ThreadPool& pool, std::int64_t whole_cols) {
-  if (run(weight_kernels(best_isa()).store_bf16_blocks, job_for(source, layout, out, whole_cols), pool))
-    return std::nullopt;
-  return first_bad(source, [&](std::int64_t r, std::int64_t c) {
-    return !std::isfinite(to_float(to_bf16(element_as_float(source, r, c))));
-  });
+  const WeightConversion conversion{.source = source, .out = out, .whole_cols = whole_cols};
+  return convert_weights({&conversion, 1}, {}, layout, pool).front();
 }
 
 std::optional<std::int64_t> copy_codes(const TensorView& source, CodeLayout layout, std::uint8_t* out,

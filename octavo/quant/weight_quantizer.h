@@ -7,6 +7,8 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "octavo/base/dtype.h"
 #include "octavo/base/tensor_view.h"
@@ -33,6 +35,22 @@ std::optional<std::int64_t> quantize_weight(const TensorView& source, const Scal
 // rounding.
 std::optional<std::int64_t> store_bf16(const TensorView& source, CodeLayout layout, bf16* out,
                                        ThreadPool& pool, std::int64_t whole_cols = 0);
+
+// One of the two above: into codes and scales, or into `out` where that is not null.
+struct WeightConversion {
+  TensorView source;
+  std::uint8_t* codes = nullptr;
+  float* scales = nullptr;
+  std::int64_t scale_stride = 0;
+  bf16* out = nullptr;
+  std::int64_t whole_cols = 0;
+};
+
+// Many of them, each as alone and the results in their order, spread over the threads together: small
+// matrices cost no waiting for one another.
+std::vector<std::optional<std::int64_t>> convert_weights(std::span<const WeightConversion> conversions,
+                                                         const ScalingOptions& options, CodeLayout layout,
+                                                         ThreadPool& pool);
 
 // Row-major E4M3 codes (dtype kF8E4M3, any row stride) to a layout, as they are. Returns the flat index of
 // the first NaN code, if there is one; the output is then unspecified.

@@ -80,14 +80,18 @@ void RefitTransaction::put(std::span<const NamedTensor> tensors) {
   std::vector<const WeightEntry*> entries;
   for (const auto& [name, tensor] : tensors) {
     const WeightEntry* const entry = manifest_.arrive(name, tensor);
-    if (!tensor.on_device || entry == nullptr || tensor.dtype == DType::kF8E4M3) {
-      put(entry, 0, 0, tensor);
+    if (entry == nullptr || tensor.dtype == DType::kF8E4M3) {
+      put(entry, 0, 0, tensor);  // which says what is wrong
     } else {
       pieces.push_back({&entry->place, 0, 0, tensor});
       entries.push_back(entry);
     }
   }
-  if (pieces.empty() || !manifest_.sound()) return;
+  if (pieces.empty()) return;
+  if (!manifest_.sound()) {
+    for (std::size_t i = 0; i < pieces.size(); ++i) put(entries[i], 0, 0, pieces[i].values);
+    return;
+  }
   const auto start = Clock::now();
   if (options_.mode == RefitMode::kInPlace) dirty_ = true;
   const auto bad = weights_.memory().write_many(pieces, weights_.options().scaling, pool_);

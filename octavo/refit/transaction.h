@@ -59,7 +59,7 @@ class RefitTransaction {
   // A whole tensor, f32, bf16 or f16, read where it lies; it may change again as soon as put returns. Throws
   // Error when the transaction is over.
   void put(std::string_view name, const TensorView& tensor);
-  // Many of these at once, each as by put() alone. Tensors in GPU memory are quantized in one launch.
+  // Many of these at once, each as by put() alone, and faster: in one parallel loop, or one launch on a GPU.
   void put(std::span<const NamedTensor> tensors);
   // A piece of a tensor, a rank's shard say, whose first element is (row, col) of the whole; of a vector,
   // [col]. Blocks of 128×128 that it covers are quantized at once. Of others the values are kept until the
