@@ -51,7 +51,7 @@ TEST_F(EngineRefit, CommitListsAllThatIsWrongAndTheEngineRefusesUntilAWholeRefit
   second_.at(not_finite).values[1].bits = 0x7fc0;
   const std::string missing = tensors.back().name;
   tensors.pop_back();
-  put_all(*transaction, tensors);
+  for (const NamedTensor& named : tensors) transaction->put(named.name, named.tensor);
   transaction->put("model.layers.0.self_attn.z_proj.weight", tensors[0].tensor);
   transaction->put(tensors[0].name, tensors[0].tensor);
   const std::string message = message_of<Error>([&] { transaction->commit(); });
@@ -69,6 +69,18 @@ TEST_F(EngineRefit, CommitListsAllThatIsWrongAndTheEngineRefusesUntilAWholeRefit
               HasSubstr("a partial refit cannot bring the engine back"));
   refit(engine_, first_, {.version = 11});
   expect_equal(answers(engine_), fresh_answers(first_));
+}
+
+// Many tensors at once are looked at before the first is written.
+TEST_F(EngineRefit, AWrongShapeAmongManyLeavesTheOldWeights) {
+  const auto before = answers(engine_);
+  std::vector<NamedTensor> tensors = second_.views();
+  tensors.back().tensor.shape = {2, 2};
+  const auto transaction = engine_.begin_refit({.version = 9});
+  transaction->put(tensors);
+  EXPECT_THAT(message_of<Error>([&] { transaction->commit(); }),
+              HasSubstr("'" + tensors.back().name + "' has shape [2, 2]"));
+  expect_equal(answers(engine_), before);
 }
 
 TEST_F(EngineRefit, NothingWrittenNothingLost) {

@@ -81,7 +81,7 @@ void for_logit_chunks(std::int64_t tokens, const F& body) {
 }
 
 // In place: -inf for what the distribution leaves out.
-void cut(at::Tensor logits, const TokenDistribution& d) {
+void cut(const at::Tensor& logits, const TokenDistribution& d) {
   constexpr double kOut = -std::numeric_limits<double>::infinity();
   if (d.top_k > 0 && d.top_k < logits.size(1)) {
     const at::Tensor least = std::get<0>(at::topk(logits, d.top_k, 1)).narrow(1, d.top_k - 1, 1);

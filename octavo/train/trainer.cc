@@ -35,9 +35,9 @@ int thread_count(const ClusterConfig& cluster) {
 
 ChatTemplate chat_template(const TokenizerConfig& config) {
   const ChatTemplateKwargs& kwargs = config.chat_template_kwargs;
-  const ChatTemplate chat = ChatTemplate::from_folder(config.name, {.name = config.chat_template,
-                                                                    .enable_thinking = kwargs.enable_thinking,
-                                                                    .date_string = kwargs.date_string});
+  ChatTemplate chat = ChatTemplate::from_folder(config.name, {.name = config.chat_template,
+                                                              .enable_thinking = kwargs.enable_thinking,
+                                                              .date_string = kwargs.date_string});
   const auto warn = [](const char* key) {
     fmt::print(stderr, "octavo: policy.tokenizer.chat_template_kwargs.{} has no effect: {}\n", key,
                "this model's chat template does not ask for it");

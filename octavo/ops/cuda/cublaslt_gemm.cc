@@ -35,7 +35,7 @@ constexpr const char* kLibrary = "libcublasLt.so." OCTAVO_TEXT_OF(CUBLAS_VER_MAJ
           use(MatmulPreferenceCreate) use(MatmulPreferenceDestroy) use(MatmulPreferenceSetAttribute) \
               use(MatmulAlgoGetHeuristic) use(Matmul)
 struct Functions {
-#define OCTAVO_MEMBER(name) decltype(&cublasLt##name) name;
+#define OCTAVO_MEMBER(name) decltype(&cublasLt##name) name;  // NOLINT(bugprone-macro-parentheses): a member
   OCTAVO_CUBLASLT(OCTAVO_MEMBER)
 #undef OCTAVO_MEMBER
 };
