@@ -94,6 +94,8 @@ class CpuWeightMemory : public WeightMemory {
     for (std::size_t i = 0; i < pieces.size(); ++i) {
       const WeightPlace& place = *pieces[i].place;
       const auto& [_, row, col, values] = pieces[i];
+      if (values.on_device)
+        fail("a tensor in GPU memory cannot become a weight on the CPU; bring it from the host");
       switch (place.form) {
         case WeightPlace::Form::kF32:
           bad[i] = write_vector(at<float>(place.data) + col, values);

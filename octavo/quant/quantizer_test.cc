@@ -250,6 +250,55 @@ TEST_F(QuantizerTest, PartsAndAlignedShardsGiveTheBitsOfTheWhole) {
   EXPECT_EQ(scales, whole.scales);
 }
 
+// Together, in chunks of several matrices on several threads: the bits and the bad elements of each alone.
+TEST_F(QuantizerTest, ManyTogetherAreEachAlone) {
+  constexpr std::int64_t kSizes[][2] = {{1, 7}, {130, 260}, {1500, 900}, {64, 3000}, {700, 5}, {640, 640}};
+  ThreadPool three(3);
+  std::vector<std::vector<float>> values;
+  std::vector<WeightConversion> together;
+  std::vector<std::vector<std::uint8_t>> codes(std::size(kSizes));
+  std::vector<std::vector<float>> scales(std::size(kSizes));
+  std::vector<bf16> plain;
+  for (const auto& [rows, cols] : kSizes) values.push_back(random_matrix(rows, cols));
+  values[3][2 * 3000 + 11] = std::numeric_limits<float>::quiet_NaN();
+  for (std::size_t i = 0; i < std::size(kSizes); ++i) {
+    const auto [rows, cols] = kSizes[i];
+    const TensorView source{
+        reinterpret_cast<const std::byte*>(values[i].data()), DType::kF32, {rows, cols}, 0};
+    codes[i].assign(element_count(CodeLayout::kTiled, rows, cols), 0xee);
+    scales[i].assign(static_cast<std::size_t>(blocks_of(rows) * blocks_of(cols)), -1);
+    if (i == 4) {
+      plain.resize(codes[i].size());
+      together.push_back({.source = source, .out = plain.data()});
+    } else {
+      together.push_back({.source = source,
+                          .codes = codes[i].data(),
+                          .scales = scales[i].data(),
+                          .scale_stride = blocks_of(cols)});
+    }
+  }
+  const auto bad = convert_weights(together, {}, CodeLayout::kTiled, three);
+  for (std::size_t i = 0; i < std::size(kSizes); ++i) {
+    SCOPED_TRACE(i);
+    ASSERT_EQ(bad[i], i == 3 ? std::optional<std::int64_t>(2 * 3000 + 11) : std::nullopt);
+    const TensorView& source = together[i].source;
+    if (i == 3) continue;
+    if (i == 4) {
+      std::vector<bf16> alone(plain.size());
+      EXPECT_EQ(store_bf16(source, CodeLayout::kTiled, alone.data(), pool_), std::nullopt);
+      EXPECT_EQ(std::memcmp(alone.data(), plain.data(), plain.size() * sizeof(bf16)), 0);
+      continue;
+    }
+    std::vector<std::uint8_t> alone(codes[i].size(), 0x55);
+    std::vector<float> alone_scales(scales[i].size());
+    EXPECT_EQ(quantize_weight(source, {}, CodeLayout::kTiled, alone.data(), alone_scales.data(),
+                              together[i].scale_stride, pool_),
+              std::nullopt);
+    EXPECT_EQ(alone, codes[i]);
+    EXPECT_EQ(alone_scales, scales[i]);
+  }
+}
+
 TEST_F(QuantizerTest, NamesTheFirstBadElement) {
   constexpr float kBad[] = {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
                             std::numeric_limits<float>::quiet_NaN()};

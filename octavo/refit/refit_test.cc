@@ -136,6 +136,32 @@ void put_in_pieces(RefitTransaction& refit, const HostWeights::Tensor& tensor, s
   }
 }
 
+TEST_F(Refit, ManyAtOnceGiveTheBitsOfOneByOne) {
+  const auto one_by_one = bytes_after([&](RefitTransaction& refit) {
+    for (const NamedTensor& named : host_.views()) refit.put(named.name, named.tensor);
+  });
+  EXPECT_TRUE(bytes_after_whole_tensors() == one_by_one);
+}
+
+// A caller who swallows what a put throws must not get the weights that it did not write.
+TEST_F(Refit, WhatCouldNotBeWrittenIsMissingAtTheCommit) {
+  for (const bool together : {false, true}) {
+    Weights weights(spec_, options_);
+    RefitTransaction refit(weights, pool_, {});
+    std::vector<NamedTensor> tensors = host_.views();
+    NamedTensor elsewhere = tensors.back();
+    elsewhere.tensor.on_device = true;  // which memory on the host refuses
+    tensors.pop_back();
+    if (together) {
+      EXPECT_THROW(refit.put(std::span(&elsewhere, 1)), Error);
+    } else {
+      EXPECT_THROW(refit.put(elsewhere.name, elsewhere.tensor), Error);
+    }
+    refit.put(tensors);
+    EXPECT_THAT(message_of<Error>([&] { refit.commit(); }), HasSubstr("could not be written"));
+  }
+}
+
 TEST_F(Refit, PiecesCutAnywhereGiveTheBitsOfTheWhole) {
   const auto want = bytes_after_whole_tensors();
   const unsigned seed = std::random_device{}();

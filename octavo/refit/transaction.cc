@@ -67,10 +67,21 @@ std::unique_lock<std::mutex> RefitTransaction::enter() {
   return host_ ? host_->enter() : std::unique_lock<std::mutex>();
 }
 
+// A tensor has arrived before it is written: where writing throws, a later commit must not take it for there.
+template <typename Write>
+void RefitTransaction::guard(std::string_view name, const Write& write) {
+  try {
+    write();
+  } catch (const std::exception& error) {
+    manifest_.add_problem(fmt::format("'{}' could not be written: {}", name, error.what()));
+    throw;
+  }
+}
+
 void RefitTransaction::put(std::string_view name, const TensorView& tensor) {
   const std::lock_guard lock(mutex_);
   const auto host_lock = enter();
-  put(manifest_.arrive(name, tensor), 0, 0, tensor);
+  guard(name, [&] { put(manifest_.arrive(name, tensor), 0, 0, tensor); });
 }
 
 void RefitTransaction::put(std::span<const NamedTensor> tensors) {
@@ -81,7 +92,7 @@ void RefitTransaction::put(std::span<const NamedTensor> tensors) {
   for (const auto& [name, tensor] : tensors) {
     const WeightEntry* const entry = manifest_.arrive(name, tensor);
     if (entry == nullptr || tensor.dtype == DType::kF8E4M3) {
-      put(entry, 0, 0, tensor);  // which says what is wrong
+      guard(name, [&] { put(entry, 0, 0, tensor); });  // says what is wrong
     } else {
       pieces.push_back({&entry->place, 0, 0, tensor});
       entries.push_back(entry);
@@ -94,7 +105,9 @@ void RefitTransaction::put(std::span<const NamedTensor> tensors) {
   }
   const auto start = Clock::now();
   if (options_.mode == RefitMode::kInPlace) dirty_ = true;
-  const auto bad = weights_.memory().write_many(pieces, weights_.options().scaling, pool_);
+  std::vector<std::optional<std::int64_t>> bad;
+  guard("many tensors",
+        [&] { bad = weights_.memory().write_many(pieces, weights_.options().scaling, pool_); });
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     stats_.bytes_read += pieces[i].values.bytes();
     if (bad[i]) refuse(*entries[i], 0, 0, pieces[i].values, *bad[i]);
@@ -106,7 +119,7 @@ void RefitTransaction::put_piece(std::string_view name, std::int64_t row, std::i
                                  const TensorView& piece) {
   const std::lock_guard lock(mutex_);
   const auto host_lock = enter();
-  put(manifest_.arrive_piece(name, row, col, piece), row, col, piece);
+  guard(name, [&] { put(manifest_.arrive_piece(name, row, col, piece), row, col, piece); });
 }
 
 void RefitTransaction::put(const WeightEntry* entry, std::int64_t row, std::int64_t col,
@@ -193,14 +206,14 @@ void RefitTransaction::refuse(const WeightEntry& entry, std::int64_t row, std::i
 void RefitTransaction::put_fp8(std::string_view name, const TensorView& codes, const TensorView& scales) {
   const std::lock_guard lock(mutex_);
   const auto host_lock = enter();
-  put_fp8(manifest_.arrive(name, codes), 0, codes, scales);
+  guard(name, [&] { put_fp8(manifest_.arrive(name, codes), 0, codes, scales); });
 }
 
 void RefitTransaction::put_fp8_rows(std::string_view name, std::int64_t row, const TensorView& codes,
                                     const TensorView& scales) {
   const std::lock_guard lock(mutex_);
   const auto host_lock = enter();
-  put_fp8(manifest_.arrive_piece(name, row, 0, codes), row, codes, scales);
+  guard(name, [&] { put_fp8(manifest_.arrive_piece(name, row, 0, codes), row, codes, scales); });
 }
 
 void RefitTransaction::put_fp8(const WeightEntry* entry, std::int64_t row, const TensorView& codes,

@@ -45,7 +45,8 @@ class RefitHost {
 //
 // What is wrong with the tensors (a name that is unknown or comes twice, a wrong shape or dtype, a value that
 // is not finite, anything missing) does not throw in put: commit() throws it all as one list. From the first
-// such thing on nothing more is written, only checked.
+// such thing on nothing more is written, only checked; of many tensors put at once, names, shapes and dtypes
+// are looked at before the first is written, values while they are.
 class RefitTransaction {
  public:
   // Loads `weights` without an engine; both must outlive the transaction. Throws Error for options that do
@@ -90,6 +91,8 @@ class RefitTransaction {
 
   std::string subject() const;  // for messages
   std::unique_lock<std::mutex> enter();
+  template <typename Write>
+  void guard(std::string_view name, const Write& write);
   void put(const WeightEntry* entry, std::int64_t row, std::int64_t col, const TensorView& piece);
   void put_fp8(const WeightEntry* entry, std::int64_t row, const TensorView& codes, const TensorView& scales);
   void write_piece(const WeightEntry& entry, std::int64_t row, std::int64_t col, const TensorView& piece);

@@ -167,7 +167,7 @@ LearningResult Learner::learn(const std::vector<Trajectory>& rollouts, std::span
   const auto measure_mismatch = [&](const Logprobs& logprobs_of) {
     PaddedRollouts step(all, advantages, mask);
     step.previous = step.pad(logprobs_of, 0);
-    step.drop_filtered();
+    if (policy_.distribution().is_cut()) step.drop_filtered();
     result.mismatch = sequence_mismatch(step.view(), threshold);
     // What the histogram shows: the weights, whether or not the loss uses them.
     const ImportanceWeights weights = importance_weights(step.view(), recipe_.loss_fn);
@@ -202,7 +202,7 @@ LearningResult Learner::learn(const std::vector<Trajectory>& rollouts, std::span
       micro.current = micro.pad(seen, first);
       micro.previous = previous.empty() ? micro.current : micro.pad(previous, first);
       micro.reference = micro.pad(reference, first);
-      filtered_tokens += micro.drop_filtered();
+      if (policy_.distribution().is_cut()) filtered_tokens += micro.drop_filtered();
       std::vector<float> gradient(micro.current.size());
       update += loss_(micro.view(), totals, gradient);
       policy_.backward(batch, tape,
