@@ -89,12 +89,12 @@ void RefitTransaction::put(std::span<const NamedTensor> tensors) {
   const auto host_lock = enter();
   std::vector<WeightPiece> pieces;
   std::vector<const WeightEntry*> entries;
-  for (const auto& [name, tensor] : tensors) {
-    const WeightEntry* const entry = manifest_.arrive(name, tensor);
-    if (entry == nullptr || tensor.dtype == DType::kF8E4M3) {
-      guard(name, [&] { put(entry, 0, 0, tensor); });  // says what is wrong
+  for (const NamedTensor& named : tensors) {
+    const WeightEntry* const entry = manifest_.arrive(named.name, named.tensor);
+    if (entry == nullptr || named.tensor.dtype == DType::kF8E4M3) {
+      guard(named.name, [&] { put(entry, 0, 0, named.tensor); });  // says what is wrong
     } else {
-      pieces.push_back({&entry->place, 0, 0, tensor});
+      pieces.push_back({&entry->place, 0, 0, named.tensor});
       entries.push_back(entry);
     }
   }
