@@ -1,6 +1,5 @@
-// The FP8 GEMM on the shapes of Llama-3.1-8B: random codes, weights rotated so
-// that together they are several times the L2 cache, a CUDA graph of all
-// launches replayed, median of the replays. Prints Markdown.
+// The FP8 GEMM on the shapes of Llama-3.1-8B: random codes, weights rotated so that together they are several
+// times the L2 cache, a CUDA graph of all launches replayed, median of the replays. Prints Markdown.
 //
 //   gemm_gpu_bench table | chain | tune
 #include <fmt/format.h>
@@ -111,17 +110,14 @@ class Bench {
     const std::size_t sets = tokens >= 1024 ? 4 : std::min(kPool / bytes, std::size_t{24});
     return replay_us(
                [&] {
-                 for (std::size_t i = 0; i < sets; ++i) {
-                   launch(gemm(layer, tokens, i * bytes), plan);
-                 }
+                 for (std::size_t i = 0; i < sets; ++i) launch(gemm(layer, tokens, i * bytes), plan);
                },
                tokens >= 4096 ? 10 : 20) /
            static_cast<double>(sets);
   }
 
-  // The four layers one after the other, for as many sets of weights as there
-  // are.
-  double chain_us(std::int64_t tokens, const std::array<GemmPlan, 4>* plans = nullptr) {
+  // The four layers one after the other, for as many sets of weights as there are.
+  double chain_us(std::int64_t tokens) {
     std::size_t set_bytes = 0;
     for (const Layer& layer : kLayers) set_bytes += static_cast<std::size_t>(layer.out * layer.in);
     const std::size_t sets = kPool / set_bytes;
@@ -131,7 +127,7 @@ class Bench {
                const Layer& layer = kLayers[i % 4];
                const Fp8Gemm g = gemm(layer, tokens, offset);
                offset += static_cast<std::size_t>(layer.out * layer.in);
-               launch(g, plans == nullptr ? nullptr : &(*plans)[i % 4]);
+               cuda::fp8_gemm(g, stream_);
              }
            }) /
            static_cast<double>(sets);

@@ -20,7 +20,7 @@ class CublasLt {
 
   // The same function as fp8_gemm(), with these differences: weight_scales must be those of one matrix of
   // 128×128 blocks in rising order (scale_rows is not read: every part of a fused matrix is a multiple of 128
-  // rows), a bias is rounded to bf16 before it is added, and `early` and the next weight are ignored. Throws
+  // rows), a bias is rounded to bf16 before it is added, and `early` is ignored. Throws
   // Error where cuBLASLt has no kernel for the shape.
   void fp8_gemm(const Fp8Gemm& gemm, cudaStream_t stream);
 

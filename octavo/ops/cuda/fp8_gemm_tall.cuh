@@ -149,16 +149,6 @@ struct TallMultiplier {
     return __all_sync(0xffffffffU, !live || scale_row == first) != 0;
   }
 
-  __device__ void release() const {  // this warp has read a stage
-    const int cluster = task.row_cluster * task.token_cluster;
-    const std::uint32_t empty = ring.empty + 8 * at.stage;
-    if (cluster == 1) {
-      if (lane == 0) arrive(empty);
-    } else if (lane < cluster) {
-      arrive_at(empty, static_cast<std::uint32_t>(lane));
-    }
-  }
-
   // Begins the block sums of a stage's steps (beyond K they are zero).
   __device__ void begin_stage(StageSums& blocks, const RingPlace& place, int tile) const {
 #pragma unroll
@@ -219,7 +209,7 @@ struct TallMultiplier {
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
     if (tile == kPerGroup - 1) {
-      release();
+      release(ring.empty + 8 * at.stage, lane, task.row_cluster * task.token_cluster, 0, 1);
       at.advance(task.weight_stages);
     }
 #pragma unroll
@@ -406,18 +396,7 @@ __global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPe
         multiplier.template store<true>(token_tile);
     });
   }
-  if (task.row_cluster * task.token_cluster >
-      1) {  // a neighbour may still write to this block's shared memory
-    __syncwarp();
-    sync_cluster(task);
-  }
-}
-
-template <int kRows, int kTokenGroups, int kRowGroups, int kPerGroup>
-void launch_tall_gemm(const GemmTask& task, std::size_t shared_bytes, bool early, cudaStream_t stream) {
-  launch_persistent<tall_gemm_kernel<kRows, kTokenGroups, kRowGroups, kPerGroup>,
-                    TallShape<kRows, kTokenGroups, kRowGroups, kPerGroup>::kThreads>(task, shared_bytes,
-                                                                                     early, stream);
+  leave_cluster(task);
 }
 
 }  // namespace octavo::cuda

@@ -1,9 +1,8 @@
-// The FP8 linear layer on the device: y[t, n] = Σ_b sx[t, b] sw[n, b] Σ_{k ∈
-// block b} x[t, k] w[n, k] (+ bias[n]), rounded to bf16 (docs/numerics.md).
+// The FP8 linear layer on the device: y[t, n] = Σ_b sx[t, b] sw[n, b] Σ_{k ∈ block b} x[t, k] w[n, k] (+
+// bias[n]), rounded to bf16 (docs/numerics.md).
 //
-// The tensor cores sum the products of one block of 128; blocks are added in
-// FP32, in rising order, one after the other, whatever the number of tokens. So
-// a token's row has the same bits alone and in any batch.
+// The tensor cores sum the products of one block of 128; blocks are added in FP32, in rising order, one after
+// the other, whatever the number of tokens. So a token's row has the same bits alone and in any batch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -29,14 +28,12 @@ struct Fp8Gemm {
   bf16* y = nullptr;                         // [tokens, y_stride], aligned to 16 bytes
   std::int64_t y_stride = 0;                 // >= out, a multiple of 8
 
-  // Weights may be read before the kernel ahead in the stream has ended
-  // (programmatic dependent launch). False where that kernel writes them; one
-  // kernel in between is enough.
+  // Weights may be read before the kernel ahead in the stream has ended (programmatic dependent launch).
+  // False where that kernel writes them; one kernel in between is enough.
   bool early = true;
 };
 
-// Launches; throws Error for a shape or an alignment that the descriptor rules
-// out.
+// Launches; throws Error for a shape or an alignment that the descriptor rules out.
 void fp8_gemm(const Fp8Gemm& gemm, cudaStream_t stream);
 
 }  // namespace octavo::cuda

@@ -1,15 +1,11 @@
-// The GEMM of linear layers, warp-specialized and persistent. In a block of
-// threads
-//   - one warp streams weights into a ring of shared memory, and does not wait
-//   for the kernel ahead: the weights of
-//     this kernel travel while that one ends (programmatic dependent launch);
-//   - one warp waits for the kernel ahead, then streams the tokens, shared by
-//   the blocks of a cluster;
-//   - for FP8, one or two warps bring the tokens' scales;
-//   - 1, 2 or 4 warpgroups multiply: weights on the 64-row side of wgmma,
-//   tokens on the other. For FP8 the tensor cores
-//     sum one block of 128 columns; then its sum, times both scales, is added
-//     to the result in FP32.
+// The GEMM of linear layers, warp-specialized and persistent. In a block of threads
+//   - one warp streams weights into a ring of shared memory, and does not wait for the kernel ahead: the
+//     weights of this kernel travel while that one ends (programmatic dependent launch);
+//   - one warp waits for the kernel ahead, then streams the tokens, shared by the blocks of a cluster;
+//   - for FP8, one warp brings the tokens' scales;
+//   - 1, 2 or 4 warpgroups multiply: weights on the 64-row side of wgmma, tokens on the other. For FP8 the
+//     tensor cores sum one block of 128 columns; then its sum, times both scales, is added to the result in
+//     FP32.
 #pragma once
 
 #include "octavo/ops/cuda/gemm_rings.cuh"
@@ -39,13 +35,14 @@ struct GemmShape {
   static constexpr int kGroupThreads = 128;
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
   static constexpr int kSums = kTokens / 2;  // a thread's share of a 64-row tile
-  static constexpr int kScaleLanes = !Element::kScaled ? 0 : kTokens <= 32 ? 32 : 64;
+  static constexpr int kScaleLanes = Element::kScaled ? 32 : 0;
   static constexpr int kSpan = narrow_steps(kTokens, kGroups);
   // The block's registers, dealt out anew once the roles are known. No more may be asked for than the launch
   // gave, or the last warpgroup waits forever.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
   static constexpr int kMultiplyRegisters = kGroups == 4 ? 104 : 224;
   static constexpr int kCopyRegisters = kGroups == 4 ? 64 : 56;
+  static_assert(kPerGroup == 1 || !Element::kScaled);
   static_assert(kGroups == 1 ||
                 kGroups * kMultiplyRegisters + kCopyRegisters <= (kGroups + 1) * kLaunchRegisters);
 };
@@ -75,8 +72,7 @@ __device__ inline void promote(float (&sums)[kTokens / 2], const float (&block)[
   }
 }
 
-// One warp of the multiplying warpgroups: the sums of its sixteen rows of each
-// 64-row tile.
+// One warp of the multiplying warpgroups: the sums of its sixteen rows of each 64-row tile.
 template <typename Element, int kTokens, int kGroups, int kPerGroup>
 struct Multiplier {
   using Shape = GemmShape<Element, kTokens, kGroups, kPerGroup>;
@@ -92,12 +88,12 @@ struct Multiplier {
   int warp, lane;
   RingPlace weights{}, tokens{}, scales{};  // what is multiplied next
   Sums sums[kPerGroup];
-  // Of the rows: the first, whether they are the tile's own, and their scales:
-  // a lane holds that of one block.
+  // Of the rows of a 64-row tile: the first, and whether they are the block's own.
   int row[kPerGroup];
   bool live[kPerGroup];
-  const float* row_scales[kPerGroup];
-  float held_scale[kPerGroup];
+  // FP8: the rows' scales, of which a lane holds that of one block.
+  const float* row_scales;
+  float held_scale;
 
   __device__ void begin_tile(int first_row) {
 #pragma unroll
@@ -105,10 +101,9 @@ struct Multiplier {
       const int inside = (warp / 4 * kPerGroup + t) * 64 + warp % 4 * 16;
       row[t] = first_row + inside;
       live[t] = inside < task.rows && row[t] < task.out;
-      if constexpr (Element::kScaled) {
-        row_scales[t] = task.weight_scales +
-                        static_cast<std::int64_t>(live[t] ? task.scale_rows[row[t] / 16] : 0) * task.steps;
-      }
+      if constexpr (Element::kScaled)
+        row_scales = task.weight_scales +
+                     static_cast<std::int64_t>(live[t] ? task.scale_rows[row[t] / 16] : 0) * task.steps;
 #pragma unroll
       for (int i = 0; i < Shape::kSums; ++i) sums[t][i] = 0;
     }
@@ -116,17 +111,10 @@ struct Multiplier {
 
   // This warp has read a stage: told to every block that brings a part of it.
   __device__ void release_weights(std::uint32_t stage) const {
-    release(rings.weight_empty + 8 * stage, task.token_cluster, place.row, task.row_cluster);
+    release(rings.weight_empty + 8 * stage, lane, task.token_cluster, place.row, task.row_cluster);
   }
   __device__ void release_tokens(std::uint32_t stage) const {
-    release(rings.token_empty + 8 * stage, task.row_cluster, place.token * task.row_cluster, 1);
-  }
-  __device__ void release(std::uint32_t empty, int sharers, int first, int stride) const {
-    if (sharers == 1) {
-      if (lane == 0) arrive(empty);
-    } else if (lane < sharers) {
-      arrive_at(empty, static_cast<std::uint32_t>(first + lane * stride));
-    }
+    release(rings.token_empty + 8 * stage, lane, task.row_cluster, place.token * task.row_cluster, 1);
   }
   __device__ void wait_for(const RingPlace& weight, const RingPlace& token) const {
     wait(rings.weight_full + 8 * weight.stage, weight.parity);
@@ -181,36 +169,33 @@ struct Multiplier {
   }
 
   // FP8: begins the block sums of a stage's steps (beyond K they are zero).
-  __device__ void begin_stage(StageSums& blocks, int tile, const RingPlace& weight,
-                              const RingPlace& token) const {
+  __device__ void begin_stage(StageSums& blocks, const RingPlace& weight, const RingPlace& token) const {
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < kSpan; ++i) multiply(blocks[i], weight, token, i, tile, false);
+    for (int i = 0; i < kSpan; ++i) multiply(blocks[i], weight, token, i, 0, false);
     wgmma_commit();
   }
   // Adds them to the result, in rising order. A stage's scales lie together.
-  __device__ void end_stage(StageSums& blocks, int tile, int stage) {
+  __device__ void end_stage(StageSums& blocks, int stage) {
     constexpr int kScaleSteps = TheRings::kScaleSteps;
     const int first = stage * kSpan;
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
-    if (tile == kPerGroup - 1) {
-      release_weights(weights.stage);
-      release_tokens(tokens.stage);
-      advance(weights, tokens);
-    }
-    if (tile == 0 && first % kScaleSteps == 0) wait(rings.scales.full + 8 * scales.stage, scales.parity);
-    if (first % 32 == 0) held_scale[tile] = first + lane < task.steps ? row_scales[tile][first + lane] : 0.0F;
+    release_weights(weights.stage);
+    release_tokens(tokens.stage);
+    advance(weights, tokens);
+    if (first % kScaleSteps == 0) wait(rings.scales.full + 8 * scales.stage, scales.parity);
+    if (first % 32 == 0) held_scale = first + lane < task.steps ? row_scales[first + lane] : 0.0F;
     const float* const token_scales = scales_of(first);
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
-      const float scale = __shfl_sync(0xffffffffU, held_scale[tile], first % 32 + i);
+      const float scale = __shfl_sync(0xffffffffU, held_scale, first % 32 + i);
       if (i == 0 || first + i < task.steps)
-        promote<kTokens>(sums[tile], blocks[i], token_scales + i * kTokens, scale, lane % 4);
+        promote<kTokens>(sums[0], blocks[i], token_scales + i * kTokens, scale, lane % 4);
     }
-    if (tile == kPerGroup - 1 && ((first + kSpan) % kScaleSteps == 0 || stage == task.stages - 1)) {
+    if ((first + kSpan) % kScaleSteps == 0 || stage == task.stages - 1) {
       __syncwarp();
       if (lane == 0) arrive(rings.scales.empty + 8 * scales.stage);
       scales.advance(kScaleStages);
@@ -225,36 +210,35 @@ struct Multiplier {
     RingPlace token = tokens;
     const auto begin = [&](StageSums& blocks) {
       wait_for(weight, token);
-      begin_stage(blocks, 0, weight, token);
+      begin_stage(blocks, weight, token);
       advance(weight, token);
     };
-    // The shape of this loop and its two ends matters: the compiler must see at
-    // each wait which sums are complete, or it makes every multiplication wait
-    // (its message C7514).
+    // The shape of this loop and its two ends matters: the compiler must see at each wait which sums are
+    // complete, or it makes every multiplication wait (its message C7514).
     begin(even);
     int stage = 0;
     for (; stage + 2 < task.stages; stage += 2) {
       begin(odd);
       wgmma_wait<1>();
-      end_stage(even, 0, stage);
+      end_stage(even, stage);
       begin(even);
       wgmma_wait<1>();
-      end_stage(odd, 0, stage + 1);
+      end_stage(odd, stage + 1);
     }
     if (stage + 1 < task.stages) {
       begin(odd);
       wgmma_wait<1>();
-      end_stage(even, 0, stage);
+      end_stage(even, stage);
       wgmma_wait<0>();
-      end_stage(odd, 0, stage + 1);
+      end_stage(odd, stage + 1);
     } else {
       wgmma_wait<0>();
-      end_stage(even, 0, stage);
+      end_stage(even, stage);
     }
   }
 
-  // A lane holds two neighbouring tokens of a row (lane / 4, and eight further
-  // down); transposed, two neighbouring rows of a token.
+  // A lane holds two neighbouring tokens of a row (lane / 4, and eight further down); transposed, two
+  // neighbouring rows of a token.
   __device__ void store(int token_tile) const {
     const int quad = lane / 4;
 #pragma unroll
@@ -296,8 +280,8 @@ __global__ void __launch_bounds__(GemmShape<Element, kTokens, kGroups, kPerGroup
   using Shape = GemmShape<Element, kTokens, kGroups, kPerGroup>;
   extern __shared__ std::uint8_t shared[];
   const Rings<kTokens, Shape::kSpan> rings(task, shared);
-  // Through a shuffle, so that the compiler knows it to be the same in all
-  // lanes and keeps addresses in uniform registers.
+  // Through a shuffle, so that the compiler knows it to be the same in all lanes and keeps addresses in
+  // uniform registers.
   const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const ClusterPlace place(task);
@@ -333,11 +317,7 @@ __global__ void __launch_bounds__(GemmShape<Element, kTokens, kGroups, kPerGroup
       multiplier.store(token_tile);
     });
   }
-  if (task.row_cluster * task.token_cluster >
-      1) {  // a neighbour may still write to this block's shared memory
-    __syncwarp();
-    sync_cluster(task);
-  }
+  leave_cluster(task);
 }
 
 template <typename Element, int kTokens, int kGroups, int kPerGroup>

@@ -3,7 +3,6 @@
 #include <cuda.h>
 
 #include <algorithm>
-#include <array>
 #include <cassert>
 
 #include "octavo/base/error.h"
@@ -11,8 +10,6 @@
 
 namespace octavo::cuda {
 namespace {
-
-constexpr int kStepBytes = 128;
 
 using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
 
@@ -60,21 +57,6 @@ void launch_narrow(const GemmTask& task, const GemmPlan& plan, bool early, cudaS
   run(task, plan.shared_bytes(), early, stream);
 }
 
-void launch_tall(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream) {
-  using Launch = void (*)(const GemmTask&, std::size_t, bool, cudaStream_t);
-  static constexpr std::array<Launch, kTallKernels.size()> kLaunches = {
-      launch_tall_gemm<32, 1, 1, 1>,  launch_tall_gemm<48, 1, 1, 1>,  launch_tall_gemm<64, 1, 1, 1>,
-      launch_tall_gemm<64, 1, 2, 1>,  launch_tall_gemm<112, 1, 2, 1>, launch_tall_gemm<32, 2, 1, 1>,
-      launch_tall_gemm<48, 2, 1, 1>,  launch_tall_gemm<64, 2, 1, 1>,  launch_tall_gemm<112, 2, 1, 1>,
-      launch_tall_gemm<128, 2, 1, 1>, launch_tall_gemm<192, 2, 1, 1>, launch_tall_gemm<128, 2, 1, 2>};
-  const auto kernel = std::find_if(kTallKernels.begin(), kTallKernels.end(), [&](const TallKernel& k) {
-    return k.tokens == plan.tokens && k.rows == plan.rows;
-  });
-  assert(kernel != kTallKernels.end());
-  kLaunches[static_cast<std::size_t>(kernel - kTallKernels.begin())](task, plan.shared_bytes(), early,
-                                                                     stream);
-}
-
 }  // namespace
 
 void check_operands(const GemmOperands& g) {
@@ -117,7 +99,7 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
 
 template <>
 void launch_planned<E4M3>(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream) {
-  if (plan.tall) return launch_tall(task, plan, early, stream);
+  if (plan.tall) return launch_tall_gemm(task, plan, early, stream);
   if (plan.tokens == 8) return launch_narrow<E4M3, 8>(task, plan, early, stream);
   assert(plan.tokens == 16);
   launch_narrow<E4M3, 16>(task, plan, early, stream);

@@ -1,5 +1,4 @@
-// From a linear layer's operands to a launch of gemm_kernel.cuh: what FP8 and
-// bf16 layers share.
+// From a linear layer's operands to a launch of a kernel: what FP8 and bf16 layers share.
 #pragma once
 
 #include "octavo/ops/cuda/gemm_task.h"

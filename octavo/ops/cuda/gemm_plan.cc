@@ -8,9 +8,8 @@ namespace {
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::size_t kBarrierBytes = 4 * 64 * 8;  // four barriers for each of at most 64 stages
-constexpr int kMaxStages = 48;
-constexpr int kSpare = 4;     // 4096 rows on 132 multiprocessors still count as half
-constexpr int kRowStep = 16;  // rows that share a weight scale
+constexpr int kSpare = 4;                          // 4096 rows on 132 multiprocessors still count as half
+constexpr int kRowStep = 16;                       // rows that share a weight scale
 
 // Rows so that all multiprocessors get the same number of tiles, at most `most` rows each.
 int even_rows(std::int64_t out, std::int64_t tiles_beside, int multiprocessors, int most) {

@@ -8,7 +8,10 @@
 
 namespace octavo::cuda {
 
-// A step is 128 bytes of a row. A stage of the rings holds several, so that what a warp does once a stage
+inline constexpr int kStepBytes = 128;  // of a row
+inline constexpr int kMaxStages = 48;   // of a ring
+
+// A step is kStepBytes of a row. A stage of the rings holds several, so that what a warp does once a stage
 // (waiting, giving back, addresses) is little beside the stage's own work. The limit is registers: FP8
 // kernels keep the sums of two stages' blocks in them.
 constexpr int narrow_steps(int tokens, int groups) {
@@ -44,9 +47,8 @@ struct GemmPlan {
   int token_stages = 0;
 
   int rows_of_group() const { return rows * (tokens / 64 / per_group) / groups; }  // tall
-  int steps() const {
-    return tall ? tall_steps(rows_of_group()) : narrow_steps(tokens, groups);
-  }  // of a stage
+  // Of a stage.
+  int steps() const { return tall ? tall_steps(rows_of_group()) : narrow_steps(tokens, groups); }
   std::size_t weight_stage_bytes() const { return static_cast<std::size_t>(rows * steps()) * 128; }
   std::size_t token_stage_bytes() const { return static_cast<std::size_t>(tokens * steps()) * 128; }
   std::size_t scale_bytes() const {

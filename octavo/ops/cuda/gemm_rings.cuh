@@ -1,5 +1,5 @@
-// The copying side of the GEMM: rings of shared memory that weights, tokens and
-// scales stream through, and the warps that fill them.
+// The copying side of the GEMM: rings of shared memory that weights, tokens and scales stream through, and
+// the warps that fill them.
 #pragma once
 
 #include <algorithm>
@@ -10,13 +10,10 @@
 
 namespace octavo::cuda {
 
-constexpr int kStepBytes = 128;  // of a row
-constexpr int kMaxStages = 48;
-constexpr int kBand = 8;  // groups of token tiles that take turns over the
-                          // weights, so that both come from L2
+constexpr int kBand = 8;  // groups of token tiles that take turns over the weights, so that both come from L2
 
-// A block of threads in its cluster: the row-th of those that share tokens, the
-// token-th of those that share weights.
+// A block of threads in its cluster: the row-th of those that share tokens, the token-th of those that share
+// weights.
 struct ClusterPlace {
   int row = 0;
   int token = 0;
@@ -38,9 +35,24 @@ __device__ inline void sync_cluster(const GemmTask& task) {
     cluster_wait();
   }
 }
+// Before a block ends: a neighbour may still write to its shared memory.
+__device__ inline void leave_cluster(const GemmTask& task) {
+  if (task.row_cluster * task.token_cluster > 1) {
+    __syncwarp();
+    sync_cluster(task);
+  }
+}
+// This warp has read a stage: told to `sharers` blocks of the cluster, the first-th and every stride-th after
+// it.
+__device__ inline void release(std::uint32_t empty, int lane, int sharers, int first, int stride) {
+  if (sharers == 1) {
+    if (lane == 0) arrive(empty);
+  } else if (lane < sharers) {
+    arrive_at(empty, static_cast<std::uint32_t>(first + lane * stride));
+  }
+}
 
-// Which tile comes next: the token tiles of a band side by side, then the next
-// rows.
+// Which tile comes next: the token tiles of a band side by side, then the next rows.
 struct TileOrder {
   const GemmTask& task;
   ClusterPlace place;
@@ -60,9 +72,8 @@ struct TileOrder {
   }
 };
 
-// The place of a token's scale in a stage: a thread of the multiplying warps
-// reads those of its columns, four at a time (two where there are only eight
-// columns).
+// The place of a token's scale in a stage: a thread of the multiplying warps reads those of its columns, four
+// at a time (two where there are only eight columns).
 template <int kTokens>
 __device__ inline int scale_place(int token) {
   if constexpr (kTokens == 8) return token;
@@ -147,8 +158,8 @@ struct ScaleRing {
   }
 };
 
-// Shared memory, all as shared addresses: stages, and for each stage a barrier
-// that says "full" and one for "empty".
+// Shared memory, all as shared addresses: stages, and for each stage a barrier that says "full" and one for
+// "empty".
 template <int kTokens, int kSpan>  // kSpan: steps of a stage
 struct Rings {
   static constexpr std::uint32_t kTokenStep = kTokens * kStepBytes;
@@ -176,8 +187,7 @@ struct Rings {
     scales.empty = scales.full + 8 * kScaleStages;
   }
 
-  // By one thread. `readers`: warps that multiply; `scale_lanes`: threads that
-  // copy scales.
+  // By one thread. `readers`: warps that multiply; `scale_lanes`: threads that copy scales.
   __device__ void init(const GemmTask& task, int readers, int scale_lanes) const {
     for (int s = 0; s < task.weight_stages; ++s) {
       init_barrier(weight_full + 8 * s, 1);
@@ -197,24 +207,22 @@ struct Rings {
   // By one thread, which does not wait for the kernel ahead.
   template <int kColumns>
   __device__ void stream_weights(const GemmTask& task, ClusterPlace place) const {
-    {
-      prefetch_map(task.weight_map);
-      const std::uint64_t policy = task.token_groups == 1 ? evict_first() : evict_normal();
-      const std::uint16_t mask = weight_sharers(task, place);
-      RingPlace at;
-      TileOrder{task, place}.for_each([&](int row_tile, int) {
-        for (int stage = 0; stage < task.stages; ++stage, at.advance(task.weight_stages)) {
-          const std::uint32_t full = weight_full + 8 * at.stage;
-          wait(weight_empty + 8 * at.stage, at.parity ^ 1);
-          arrive_expecting(full, weight_bytes);
+    prefetch_map(task.weight_map);
+    const std::uint64_t policy = task.token_groups == 1 ? evict_first() : evict_normal();
+    const std::uint16_t mask = weight_sharers(task, place);
+    RingPlace at;
+    TileOrder{task, place}.for_each([&](int row_tile, int) {
+      for (int stage = 0; stage < task.stages; ++stage, at.advance(task.weight_stages)) {
+        const std::uint32_t full = weight_full + 8 * at.stage;
+        wait(weight_empty + 8 * at.stage, at.parity ^ 1);
+        arrive_expecting(full, weight_bytes);
 #pragma unroll
-          for (int i = 0; i < kSpan; ++i)
-            copy_share(weights + at.stage * weight_bytes + i * weight_step, task.weight_map,
-                       (stage * kSpan + i) * kColumns, row_tile * task.rows, task.weight_box, place.token,
-                       task.token_cluster, mask, full, policy);
-        }
-      });
-    }
+        for (int i = 0; i < kSpan; ++i)
+          copy_share(weights + at.stage * weight_bytes + i * weight_step, task.weight_map,
+                     (stage * kSpan + i) * kColumns, row_tile * task.rows, task.weight_box, place.token,
+                     task.token_cluster, mask, full, policy);
+      }
+    });
   }
 
   // By one thread.

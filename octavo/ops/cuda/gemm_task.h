@@ -1,5 +1,4 @@
-// What the host hands to the kernels of gemm_kernel.cuh, which are compiled
-// apart.
+// What the host hands to the kernels of gemm_kernel.cuh and fp8_gemm_tall.cuh, which are compiled apart.
 #pragma once
 
 #include <cuda.h>
@@ -15,8 +14,7 @@
 
 namespace octavo::cuda {
 
-// A step of the kernels is 128 bytes of a row: 128 columns of E4M3, one block
-// of scales, or 64 of bf16.
+// A step of the kernels is 128 bytes of a row: 128 columns of E4M3, one block of scales, or 64 of bf16.
 struct GemmTask {
   CUtensorMap weight_map;  // boxes of weight_box rows × 128 bytes, 128-byte swizzle
   CUtensorMap token_map;   // boxes of token_box rows × 128 bytes
@@ -50,11 +48,10 @@ struct BF16;
 template <typename Element, int kTokens, int kGroups, int kPerGroup>
 void launch_gemm(const GemmTask& task, std::size_t shared_bytes, bool early, cudaStream_t stream);
 
-template <int kRows, int kTokenGroups, int kRowGroups, int kPerGroup>
-void launch_tall_gemm(const GemmTask& task, std::size_t shared_bytes, bool early, cudaStream_t stream);
+// Of a tall plan; the others are of the shape that the template says.
+void launch_tall_gemm(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream);
 
-// fp8_gemm() and bf16_gemm() by a plan of the caller's choice, for tests and
-// measurements.
+// fp8_gemm() and bf16_gemm() by a plan of the caller's choice, for tests and measurements.
 void fp8_gemm(const Fp8Gemm& gemm, const GemmPlan& plan, cudaStream_t stream);
 void bf16_gemm(const Bf16Gemm& gemm, const GemmPlan& plan, cudaStream_t stream);
 
