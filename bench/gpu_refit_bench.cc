@@ -96,7 +96,8 @@ void run(const std::string& shape) {
     TensorView host = tensors[i].tensor;
     host.data = values.data();
     host.on_device = false;
-    if (weights.memory().write(entry.place, 0, 0, host, weights.options().scaling, pool))
+    const WeightPiece piece{.place = &entry.place, .values = host};
+    if (weights.memory().write({&piece, 1}, weights.options().scaling, pool).front())
       fail("a value is not finite");
     if (contents(weights, entry) != got) fail("'{}' differs from its refit by the host", entry.name);
     ++checked;

@@ -185,7 +185,7 @@ TEST_P(Faults, ANumberThatIsNotFinite) {
     expect_promise(i, fmt::format("'{}' holds a value that is not finite at {}", new_.tensors[i].name, where),
                    [&](RefitTransaction& transaction) {
                      value.bits = i % 2 == 0 ? 0x7fc0 : 0xff80;
-                     put_all(transaction, new_.views());
+                     transaction.put(new_.views());
                      value = sound;
                    });
   }

@@ -14,7 +14,7 @@ namespace octavo {
 
 inline void refit(Engine& engine, const HostWeights& weights, const RefitOptions& options) {
   const auto transaction = engine.begin_refit(options);
-  put_all(*transaction, weights.views());
+  transaction->put(weights.views());
   transaction->commit();
 }
 

@@ -20,18 +20,11 @@ class Sums : public ChecksumMemory {
     return region_.data();
   }
 
-  std::optional<std::int64_t> write(const WeightPlace& place, std::int64_t row, std::int64_t col,
-                                    const TensorView& values, const ScalingOptions& scaling,
-                                    ThreadPool& pool) override {
-    // A strip of blocks at a time, so that there is never a second copy of a matrix.
-    for (std::int64_t begin = 0; begin < values.rows(); begin += kBlock) {
-      const TensorView strip = rows_of(values, begin);
-      scratch_.resize(static_cast<std::size_t>(strip.elements() * place.element_bytes()));
-      scales_.resize(static_cast<std::size_t>(blocks_of(strip.cols())));
-      if (const auto bad = convert(place, strip, scaling, pool)) return begin * values.cols() + *bad;
-      add(place, row + begin, col, strip, scales_.data(), pool);
-    }
-    return std::nullopt;
+  std::vector<std::optional<std::int64_t>> write(std::span<const WeightPiece> pieces,
+                                                 const ScalingOptions& scaling, ThreadPool& pool) override {
+    std::vector<std::optional<std::int64_t>> bad;
+    for (const WeightPiece& piece : pieces) bad.push_back(sum_up(piece, scaling, pool));
+    return bad;
   }
 
   std::optional<std::int64_t> write_codes(const WeightPlace& place, std::int64_t row, const TensorView& codes,
@@ -61,6 +54,19 @@ class Sums : public ChecksumMemory {
     strip.data = values.row(begin);
     if (values.shape.size() == 2) strip.shape[0] = std::min(kBlock, values.rows() - begin);
     return strip;
+  }
+  // A strip of blocks at a time, so that there is never a second copy of a matrix.
+  std::optional<std::int64_t> sum_up(const WeightPiece& piece, const ScalingOptions& scaling,
+                                     ThreadPool& pool) {
+    const auto& [place, row, col, values] = piece;
+    for (std::int64_t begin = 0; begin < values.rows(); begin += kBlock) {
+      const TensorView strip = rows_of(values, begin);
+      scratch_.resize(static_cast<std::size_t>(strip.elements() * place->element_bytes()));
+      scales_.resize(static_cast<std::size_t>(blocks_of(strip.cols())));
+      if (const auto bad = convert(*place, strip, scaling, pool)) return begin * values.cols() + *bad;
+      add(*place, row + begin, col, strip, scales_.data(), pool);
+    }
+    return std::nullopt;
   }
   std::uint8_t* codes_of_scratch() { return reinterpret_cast<std::uint8_t*>(scratch_.data()); }
 

@@ -78,16 +78,8 @@ class CpuWeightMemory : public WeightMemory {
     return live_.data();
   }
 
-  std::optional<std::int64_t> write(const WeightPlace& place, std::int64_t row, std::int64_t col,
-                                    const TensorView& values, const ScalingOptions& scaling,
-                                    ThreadPool& pool) override {
-    const WeightPiece piece{&place, row, col, values};
-    return write_many({&piece, 1}, scaling, pool).front();
-  }
-
-  std::vector<std::optional<std::int64_t>> write_many(std::span<const WeightPiece> pieces,
-                                                      const ScalingOptions& scaling,
-                                                      ThreadPool& pool) override {
+  std::vector<std::optional<std::int64_t>> write(std::span<const WeightPiece> pieces,
+                                                 const ScalingOptions& scaling, ThreadPool& pool) override {
     std::vector<std::optional<std::int64_t>> bad(pieces.size());
     std::vector<WeightConversion> conversions;
     std::vector<std::size_t> owners;

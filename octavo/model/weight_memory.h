@@ -39,7 +39,7 @@ struct WeightPlace {
   std::int64_t bytes() const { return rows * cols * element_bytes() + scale_bytes(); }
 };
 
-// A piece of a tensor on its way to its place.
+// A piece of a tensor on its way to its place; its first element is (row, col).
 struct WeightPiece {
   const WeightPlace* place = nullptr;
   std::int64_t row = 0;
@@ -47,7 +47,7 @@ struct WeightPiece {
   TensorView values;
 };
 
-// One thread at a time calls write, write_many, write_codes, stage, copy_from_live and discard; another one
+// One thread at a time calls write, write_codes, stage, copy_from_live and discard; another one
 // may at the same time read the live region, which only writes without staging, install, sleep and wake
 // change.
 class WeightMemory {
@@ -58,25 +58,15 @@ class WeightMemory {
   // never changes. Called once.
   virtual std::byte* allocate(std::size_t bytes) = 0;
 
-  // Writes a piece of a tensor, whose first element is (row, col), as the place's form says. `values` is in
-  // host memory: f32, bf16 or f16. The piece begins at multiples of 128 and ends at such or where
-  // the tensor ends. Returns the flat index in the piece (r * piece cols + c) of its first value that is not
-  // finite in the form it is kept in; what has been written is then unspecified. Nothing refers to `values`
-  // afterwards.
-  virtual std::optional<std::int64_t> write(const WeightPlace& place, std::int64_t row, std::int64_t col,
-                                            const TensorView& values, const ScalingOptions& scaling,
-                                            ThreadPool& pool) = 0;
-  // Many of these, each as write() would, the results in their order. A backend may bring them in together.
-  virtual std::vector<std::optional<std::int64_t>> write_many(std::span<const WeightPiece> pieces,
-                                                              const ScalingOptions& scaling,
-                                                              ThreadPool& pool) {
-    std::vector<std::optional<std::int64_t>> bad(pieces.size());
-    for (std::size_t i = 0; i < pieces.size(); ++i)
-      bad[i] = write(*pieces[i].place, pieces[i].row, pieces[i].col, pieces[i].values, scaling, pool);
-    return bad;
-  }
-  // As write(), for E4M3 codes and their scales (dense, one a 128×128 block), taken as they are. The piece is
-  // whole rows from a multiple of 128. Returns the index of the first NaN code.
+  // Writes pieces of tensors as their places' forms say. The values of a piece are f32, bf16 or f16, in host
+  // memory or, where the backend computes on a GPU, in the GPU's. A piece begins at multiples of 128 and ends
+  // at such or where its tensor ends. Returns for each the flat index in the piece (r * piece cols + c) of
+  // its first value that is not finite in the form it is kept in, if there is one; what has been written of
+  // that piece is then unspecified. Nothing refers to the values afterwards.
+  virtual std::vector<std::optional<std::int64_t>> write(std::span<const WeightPiece> pieces,
+                                                         const ScalingOptions& scaling, ThreadPool& pool) = 0;
+  // E4M3 codes and their scales (dense, one a 128×128 block), taken as they are. The piece is whole rows from
+  // a multiple of 128. Returns the index of the first NaN code.
   virtual std::optional<std::int64_t> write_codes(const WeightPlace& place, std::int64_t row,
                                                   const TensorView& codes, const float* scales,
                                                   ThreadPool& pool) = 0;

@@ -50,7 +50,7 @@ class Refit : public testing::Test {
     return bytes_of(weights);
   }
   std::vector<std::byte> bytes_after_whole_tensors() {
-    return bytes_after([&](RefitTransaction& refit) { put_all(refit, host_.views()); });
+    return bytes_after([&](RefitTransaction& refit) { refit.put(host_.views()); });
   }
 };
 
@@ -77,10 +77,10 @@ TEST_F(Refit, OrderDtypeModeAndSourceDoNotMatter) {
   EXPECT_EQ(bytes_after([&](RefitTransaction& refit) {
               auto views = host_.views();
               std::shuffle(views.begin(), views.end(), rng);
-              put_all(refit, views);
+              refit.put(views);
             }),
             want);
-  EXPECT_EQ(bytes_after([&](RefitTransaction& refit) { put_all(refit, host_.views()); },
+  EXPECT_EQ(bytes_after([&](RefitTransaction& refit) { refit.put(host_.views()); },
                         {.mode = RefitMode::kDoubleBuffered}),
             want);
   EXPECT_EQ(bytes_after([&](RefitTransaction& refit) {
@@ -168,7 +168,7 @@ TEST_F(Refit, PiecesCutAnywhereGiveTheBitsOfTheWhole) {
   SCOPED_TRACE(testing::Message() << "seed " << seed);
   std::mt19937 rng(seed);
   const std::uint64_t sum =
-      checksum_of(spec_, options_, pool_, [&](RefitTransaction& refit) { put_all(refit, host_.views()); });
+      checksum_of(spec_, options_, pool_, [&](RefitTransaction& refit) { refit.put(host_.views()); });
   for (int round = 0; round < 5; ++round) {
     const Source source = [&](RefitTransaction& refit) {
       for (const auto& tensor : host_.tensors) put_in_pieces(refit, tensor, rng);
@@ -235,7 +235,7 @@ TEST_F(Refit, APartialRefitKeepsEveryOtherBit) {
     for (std::size_t i = 0; i < other.tensors.size(); ++i) {
       Weights weights(spec_, options_);
       RefitTransaction whole(weights, pool_, {});
-      put_all(whole, host_.views());
+      whole.put(host_.views());
       whole.commit();
       const auto change = [&](const HostWeights& from) {
         RefitTransaction part(weights, pool_,
@@ -342,11 +342,10 @@ TEST_F(Refit, WrongCodesAreListed) {
 TEST_F(Refit, TheChecksumIsThatOfTheLiveWeightsAndSeesEveryBit) {
   Weights weights(spec_, options_);
   RefitTransaction refit(weights, pool_, {});
-  put_all(refit, host_.views());
+  refit.put(host_.views());
   refit.commit();
   const std::uint64_t sum = weights.checksum(pool_);
-  EXPECT_EQ(checksum_of(spec_, options_, pool_, [&](RefitTransaction& r) { put_all(r, host_.views()); }),
-            sum);
+  EXPECT_EQ(checksum_of(spec_, options_, pool_, [&](RefitTransaction& r) { r.put(host_.views()); }), sum);
   for (const WeightEntry& entry : weights.table()) {
     auto* data = static_cast<std::byte*>(weights.embedding().data) + entry.place.data;
     data[0] ^= std::byte{1};
@@ -393,7 +392,7 @@ TEST_F(Refit, ACopyOfATiedHeadIsIgnoredFromEverySource) {
   save(exported, folder.path());
   const Checkpoint checkpoint(folder.path());
   EXPECT_EQ(bytes_after([&](RefitTransaction& refit) { put_all(refit, checkpoint); }), want);
-  EXPECT_EQ(bytes_after([&](RefitTransaction& refit) { put_all(refit, exported.views()); }), want);
+  EXPECT_EQ(bytes_after([&](RefitTransaction& refit) { refit.put(exported.views()); }), want);
   EXPECT_EQ(bytes_after([&](RefitTransaction& refit) {
               std::size_t next = 0;
               put_all(refit, [&]() -> std::optional<NamedTensor> {
@@ -404,7 +403,7 @@ TEST_F(Refit, ACopyOfATiedHeadIsIgnoredFromEverySource) {
             }),
             want);
   EXPECT_EQ(bytes_after([&](RefitTransaction& refit) {
-              put_all(refit, host_.views());
+              refit.put(host_.views());
               const auto& head = exported.tensors.back();
               refit.put_piece(head.name, 0, 0, head.view());
             }),

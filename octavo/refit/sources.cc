@@ -29,8 +29,6 @@ std::int64_t rows_at_once(const TensorView& tensor) {
 
 }  // namespace
 
-void put_all(RefitTransaction& refit, std::span<const NamedTensor> tensors) { refit.put(tensors); }
-
 void put_all(RefitTransaction& refit, const std::function<std::optional<NamedTensor>()>& next) {
   while (const auto named = next()) refit.put(named->name, named->tensor);
 }

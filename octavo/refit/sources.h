@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <span>
 #include <string>
 
 #include "octavo/base/tensor_view.h"
@@ -18,8 +17,6 @@ namespace octavo {
 // Bytes done of bytes in all.
 using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
 
-// Tensors in host memory, such as a trainer's.
-void put_all(RefitTransaction& refit, std::span<const NamedTensor> tensors);
 // Whatever `next` returns until it returns nothing; a tensor must stay until the next call. What it throws
 // comes out here.
 void put_all(RefitTransaction& refit, const std::function<std::optional<NamedTensor>()>& next);

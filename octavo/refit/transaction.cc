@@ -106,8 +106,7 @@ void RefitTransaction::put(std::span<const NamedTensor> tensors) {
   const auto start = Clock::now();
   if (options_.mode == RefitMode::kInPlace) dirty_ = true;
   std::vector<std::optional<std::int64_t>> bad;
-  guard("many tensors",
-        [&] { bad = weights_.memory().write_many(pieces, weights_.options().scaling, pool_); });
+  guard("many tensors", [&] { bad = weights_.memory().write(pieces, weights_.options().scaling, pool_); });
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     stats_.bytes_read += pieces[i].values.bytes();
     if (bad[i]) refuse(*entries[i], 0, 0, pieces[i].values, *bad[i]);
@@ -192,7 +191,8 @@ bool RefitTransaction::stage(const WeightEntry& entry, std::int64_t block_row, s
 bool RefitTransaction::write(const WeightEntry& entry, std::int64_t row, std::int64_t col,
                              const TensorView& values) {
   if (options_.mode == RefitMode::kInPlace) dirty_ = true;
-  const auto bad = weights_.memory().write(entry.place, row, col, values, weights_.options().scaling, pool_);
+  const WeightPiece piece{&entry.place, row, col, values};
+  const auto bad = weights_.memory().write({&piece, 1}, weights_.options().scaling, pool_).front();
   if (bad) refuse(entry, row, col, values, *bad);
   return !bad;
 }

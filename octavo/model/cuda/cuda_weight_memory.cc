@@ -35,18 +35,9 @@ class CudaWeightMemory final : public WeightMemory {
     return live_->data();
   }
 
-  std::optional<std::int64_t> write(const WeightPlace& place, std::int64_t row, std::int64_t col,
-                                    const TensorView& values, const ScalingOptions& scaling,
-                                    ThreadPool& pool) override {
-    if (!values.on_device) return write_from_host(place, row, col, values, scaling, pool);
-    const WeightPiece piece{&place, row, col, values};
-    return write_many({&piece, 1}, scaling, pool).front();
-  }
-
   // Those that are on the device in one launch for each dtype among them.
-  std::vector<std::optional<std::int64_t>> write_many(std::span<const WeightPiece> pieces,
-                                                      const ScalingOptions& scaling,
-                                                      ThreadPool& pool) override {
+  std::vector<std::optional<std::int64_t>> write(std::span<const WeightPiece> pieces,
+                                                 const ScalingOptions& scaling, ThreadPool& pool) override {
     std::vector<std::optional<std::int64_t>> bad(pieces.size());
     std::vector<WeightJob> jobs;
     std::vector<std::size_t> owners;
