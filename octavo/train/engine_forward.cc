@@ -66,7 +66,7 @@ EngineForward::EngineForward(const ModelSpec& spec, const WeightOptions& options
 
 void EngineForward::load(const ParameterLayout& layout, const at::Tensor& values) {
   RefitTransaction transaction(weights_, pool_, {});
-  for (const Parameter& p : layout.all()) transaction.put(p.name, tensor_view(values, p));
+  transaction.put(named_tensors(values, layout));
   transaction.commit();
 }
 

@@ -81,9 +81,12 @@ at::Tensor flat_view(const at::Tensor& buffer, std::int64_t offset, std::int64_t
   return buffer.narrow(0, offset, rows * cols).view({rows, cols});
 }
 
-TensorView tensor_view(const at::Tensor& buffer, const Parameter& parameter) {
-  return {buffer.const_data_ptr<float>() + parameter.offset, DType::kF32, parameter.shape, 0,
-          buffer.is_cuda()};
+std::vector<NamedTensor> named_tensors(const at::Tensor& buffer, const ParameterLayout& layout) {
+  const auto* const values = buffer.const_data_ptr<float>();
+  std::vector<NamedTensor> tensors;
+  for (const Parameter& p : layout.all())
+    tensors.push_back({p.name, {values + p.offset, DType::kF32, p.shape, 0, buffer.is_cuda()}});
+  return tensors;
 }
 
 void load_parameters(const Checkpoint& checkpoint, const ParameterLayout& layout, at::Tensor& buffer) {

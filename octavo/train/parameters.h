@@ -12,9 +12,9 @@
 #include <string_view>
 #include <vector>
 
-#include "octavo/base/tensor_view.h"
 #include "octavo/checkpoint/checkpoint.h"
 #include "octavo/checkpoint/model_spec.h"
+#include "octavo/refit/transaction.h"
 
 namespace octavo {
 
@@ -77,8 +77,8 @@ class ParameterLayout {
 at::Tensor flat_view(const at::Tensor& buffer, std::int64_t offset, std::int64_t count);
 at::Tensor flat_view(const at::Tensor& buffer, std::int64_t offset, std::int64_t rows, std::int64_t cols);
 
-// The parameter's elements of a CPU buffer, where they lie.
-TensorView tensor_view(const at::Tensor& buffer, const Parameter& parameter);
+// Every parameter of an FP32 buffer [layout.size()] where it lies, on the CPU or a GPU: what a refit takes.
+std::vector<NamedTensor> named_tensors(const at::Tensor& buffer, const ParameterLayout& layout);
 
 // Reads every parameter (f32, bf16 or f16) from an HF folder into a CPU buffer [layout.size()]. Error for a
 // tensor that is missing, misshapen, unknown or in FP8, or holds a value that is not finite.

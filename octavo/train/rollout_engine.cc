@@ -40,9 +40,7 @@ RefitStats refit(Engine& engine, const Policy& policy, std::uint64_t version, Kv
   // What the engine reads on its own streams must be there: a value in the host's hands is, with all before
   // it.
   if (values.is_cuda()) values[0].item<float>();
-  std::vector<NamedTensor> tensors;
-  for (const Parameter& p : policy.layout().all()) tensors.push_back({p.name, tensor_view(values, p)});
-  transaction->put(tensors);
+  transaction->put(named_tensors(values, policy.layout()));
   return transaction->commit();
 }
 
