@@ -72,14 +72,12 @@ void run(const Options& options) {
     Request request;
     request.sampling = options.sampling;
     if (options.has_seed) request.sampling.seed = options.seed + i;
-    try {
+    at_place(prompts[i].where, [&] {
       request.prompt_ids = prompts[i].has_ids
                                ? prompts[i].prompt_ids
                                : session.tokenizer->encode(prompts[i].prompt, options.add_special_tokens);
       session.engine->limits().check(request, /*scoring=*/false);
-    } catch (const Error& error) {
-      fail("{}: {}", prompts[i].where, error.what());
-    }
+    });
     requests.push_back(std::move(request));
   }
 

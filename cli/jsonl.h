@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "octavo/base/error.h"
+
 namespace octavo {
 
 // One line of a request file. `id` is kept as it came (string or number) and given back in the output.
@@ -30,6 +32,16 @@ std::vector<std::int32_t> parse_ids_line(std::string_view line, const std::strin
 
 // Error naming both lines when two have the same id: their outputs could not be told apart.
 void refuse_same_ids(const std::vector<PromptLine>& lines);
+
+// Does `work`; an Error that it throws says `where` too.
+template <typename Work>
+void at_place(const std::string& where, const Work& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    fail("{}: {}", where, error.what());
+  }
+}
 
 struct Line {
   std::string text;

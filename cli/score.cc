@@ -8,7 +8,6 @@
 #include "cli/jsonl.h"
 #include "cli/progress.h"
 #include "cli/session.h"
-#include "octavo/base/error.h"
 
 namespace octavo {
 namespace {
@@ -30,13 +29,9 @@ void run(const Options& options) {
   refuse_same_ids(lines);
   LineWriter writer(options.out);
   Session session(options.model, options.engine.options(options.model.device), false);
-  for (const PromptLine& line : lines) {  // all of them before any is computed
-    try {
-      session.engine->limits().check({.prompt_ids = line.prompt_ids}, /*scoring=*/true);
-    } catch (const Error& error) {
-      fail("{}: {}", line.where, error.what());
-    }
-  }
+  for (const PromptLine& line : lines)  // all of them before any is computed
+    at_place(line.where,
+             [&] { session.engine->limits().check({.prompt_ids = line.prompt_ids}, /*scoring=*/true); });
   std::optional<ProgressBar> progress("scoring");
   std::int64_t done = 0;
   double sum = 0;
