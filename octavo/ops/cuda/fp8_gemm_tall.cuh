@@ -23,14 +23,14 @@ struct TallShape {
   static constexpr std::uint32_t kTokenStep = kTokens * kStepBytes;
   static constexpr std::uint32_t kWeightStep = kTileRows * kStepBytes;
   static constexpr std::uint32_t kStageBytes = (kTokenStep + kWeightStep) * kSpan;
-  static constexpr int kScaleLanes = 64;
-  // Two warpgroups that multiply at the same time also add at the same time, and the tensor cores stand
-  // still. So they take turns at them.
-  static constexpr bool kTakesTurns = kPerGroup == 2 || kRows == 192;
+  static constexpr int kRowScales = kRows / 16;  // of a warpgroup: rows 16 i … share the i-th
+  static constexpr int kTileScales = kTileRows / 16;
+  // A warpgroup begins a stage before it adds the sums of the one before, where its registers hold both.
+  // Otherwise the other warpgroup keeps the tensor cores busy while it adds.
+  static constexpr bool kOverlaps = kPerGroup == 1 && kRows <= 128;
   // See GemmShape of gemm_kernel.cuh.
   static constexpr int kMultiplyRegisters = 224;
   static constexpr int kCopyRegisters = 56;
-  static_assert(!kTakesTurns || kGroups == 2);
   static_assert(kGroups <= 2 && (kPerGroup == 1 || kSpan == 1) && kTallScaleSteps % kSpan == 0);
 };
 
@@ -38,12 +38,13 @@ struct TallShape {
 template <typename Shape>
 struct TallRing {
   std::uint32_t stages, full, empty;
-  ScaleRing<Shape::kTokens, kTallScaleSteps> scales;
+  using Scales = ScaleRing<Shape::kTokens, kTallScaleSteps, tall_extra_scales(Shape::kTileRows)>;
+  Scales scales;
 
   __device__ TallRing(const GemmTask& task, void* shared) {
     stages = (shared_address(shared) + 1023) / 1024 * 1024;
     scales.data = stages + Shape::kStageBytes * task.weight_stages;
-    full = scales.data + scales.kBytes * kScaleStages;
+    full = scales.data + Scales::kBytes * kScaleStages;
     empty = full + 8 * kMaxStages;
     scales.full = empty + 8 * kMaxStages;
     scales.empty = scales.full + 8 * kScaleStages;
@@ -61,10 +62,19 @@ struct TallRing {
       init_barrier(empty + 8 * s, Shape::kGroups * 4 * task.row_cluster * task.token_cluster);
     }
     for (int s = 0; s < kScaleStages; ++s) {
-      init_barrier(scales.full + 8 * s, Shape::kScaleLanes);
-      init_barrier(scales.empty + 8 * s, Shape::kGroups * 4);
+      init_barrier(scales.full + 8 * s, 64);
+      init_barrier(scales.empty + 8 * s, Shape::kGroups * 128);
     }
     publish_barriers();
+  }
+
+  // A scale stage holds the tokens' scales, then each step's of the tile's rows, then for each row group
+  // whether all its rows have one scale a step.
+  __device__ float* row_scales(std::uint32_t stage) const {
+    return scales.stage(stage) + Shape::kTokens * kTallScaleSteps;
+  }
+  __device__ int* same_scales(std::uint32_t stage) const {
+    return reinterpret_cast<int*>(row_scales(stage) + Shape::kTileScales * kTallScaleSteps);
   }
 
   // fill(stage, full barrier, first step, row tile, token tile) for every stage of every tile; by one thread.
@@ -78,6 +88,40 @@ struct TallRing {
       }
     });
   }
+  // By one warp each. The weights' scales do not wait for the kernel ahead.
+  __device__ void stream_token_scales(const GemmTask& task, ClusterPlace place, int lane) const {
+    scales.template stream<32>(task, place, lane, [](int token) { return token; });
+  }
+  __device__ void stream_weight_scales(const GemmTask& task, ClusterPlace place, int lane) const {
+    scales.for_each_stage(
+        task, place,
+        [&, scale_row = 0](std::uint32_t stage, int row_tile, int, int begin, int count) mutable {
+          if (begin == 0) scale_row = scale_row_of(task, stage, row_tile, lane);
+          if (lane >= Shape::kTileScales) return;
+          const float* const from =
+              task.weight_scales + static_cast<std::int64_t>(scale_row) * task.steps + begin;
+          float* const to = row_scales(stage) + lane;
+#pragma unroll
+          for (int i = 0; i < kTallScaleSteps; ++i)
+            if (i < count) to[i * Shape::kTileScales] = from[i];
+        });
+  }
+  // By a whole warp, whose lane is `group`: the scale row of a tile's 16 rows, and what it says of row
+  // groups.
+  __device__ int scale_row_of(const GemmTask& task, std::uint32_t stage, int row_tile, int group) const {
+    const int row = row_tile * Shape::kTileRows + group * 16;
+    const bool live = group < Shape::kTileScales && row < task.out;
+    const int scale_row = live ? task.scale_rows[row / 16] : 0;
+#pragma unroll
+    for (int g = 0; g < Shape::kTileRows / (Shape::kRowScales * 16); ++g) {
+      const int first = __shfl_sync(0xffffffffU, scale_row, g * Shape::kRowScales);
+      const bool mine = live && group / Shape::kRowScales == g;
+      const int same = __all_sync(0xffffffffU, !mine || scale_row == first);
+      if (group == 0) same_scales(stage)[g] = same;
+    }
+    return scale_row;
+  }
+
   // Does not wait for the kernel ahead.
   __device__ void stream_weights(const GemmTask& task, ClusterPlace place) const {
     prefetch_map(task.weight_map);
@@ -121,11 +165,7 @@ struct TallMultiplier {
   int warp, lane;
   RingPlace at{}, scales{};  // what is multiplied next
   Sums sums[kPerGroup];
-  int row;                    // the warpgroup's first
-  const float* group_scales;  // lane i: of rows 16 i …
-  // Lane i, where all rows have one scale: that of step i of 32. Otherwise: that of rows 16 i … of the next
-  // step.
-  float held_scale;
+  int row;  // the warpgroup's first
 
   __device__ int token_group() const { return warp / 4 % kTokenGroups; }
   __device__ int row_group() const { return warp / 4 / kTokenGroups; }
@@ -137,16 +177,12 @@ struct TallMultiplier {
   // Whether all rows of the warpgroup have one scale a step.
   __device__ bool begin_tile(int row_tile) {
     row = row_tile * Shape::kTileRows + row_group() * kRows;
-    const bool live = lane < kRows / 16 && row + lane * 16 < task.out;
-    const int scale_row = live ? task.scale_rows[row / 16 + lane] : 0;
-    group_scales = task.weight_scales + static_cast<std::int64_t>(scale_row) * task.steps;
-    held_scale = *group_scales;
-    const int first = __shfl_sync(0xffffffffU, scale_row, 0);
 #pragma unroll
     for (int t = 0; t < kPerGroup; ++t)
 #pragma unroll
       for (int i = 0; i < kRows / 2; ++i) sums[t][i] = 0;
-    return __all_sync(0xffffffffU, !live || scale_row == first) != 0;
+    wait(ring.scales.full + 8 * scales.stage, scales.parity);
+    return ring.same_scales(scales.stage)[row_group()] != 0;
   }
 
   // Begins the block sums of a stage's steps (beyond K they are zero).
@@ -165,7 +201,6 @@ struct TallMultiplier {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         wgmma_e4m3<kRows>(blocks[i], a + k * 2, b + k * 2, k > 0);
-        if (Shape::kTakesTurns && k == 2) wgmma_commit();
       }
     }
     wgmma_commit();
@@ -176,13 +211,15 @@ struct TallMultiplier {
     float low[kSpan];
     float high[kSpan];
   };
+  __device__ const float* row_scales(int step) const {
+    return ring.row_scales(scales.stage) + step % kTallScaleSteps * Shape::kTileScales +
+           row_group() * Shape::kRowScales;
+  }
   template <bool kOneScale>
   __device__ Scales read_scales(int tile, int stage) {
     const int first = stage * kSpan;
-    if (tile == 0 && first % kTallScaleSteps == 0) {
+    if (tile == 0 && first > 0 && first % kTallScaleSteps == 0)
       wait(ring.scales.full + 8 * scales.stage, scales.parity);
-      if (kOneScale && first % 32 == 0) hold_scales(first);
-    }
     const float* const token_scales =
         ring.scales.stage(scales.stage) + first % kTallScaleSteps * Shape::kTokens + token(tile);
     Scales read;
@@ -191,15 +228,10 @@ struct TallMultiplier {
       read.low[i] = token_scales[i * Shape::kTokens];
       read.high[i] = token_scales[i * Shape::kTokens + 8];
       if (kOneScale) {
-        const float weight = __shfl_sync(0xffffffffU, held_scale, (first + i) % 32);
+        const float weight = *row_scales(first + i);
         read.low[i] = __fmul_rn(read.low[i], weight);
         read.high[i] = __fmul_rn(read.high[i], weight);
       }
-    }
-    if (tile == kPerGroup - 1 && ((first + kSpan) % kTallScaleSteps == 0 || stage == task.stages - 1)) {
-      __syncwarp();
-      if (lane == 0) arrive(ring.scales.empty + 8 * scales.stage);
-      scales.advance(kScaleStages);
     }
     return read;
   }
@@ -208,7 +240,8 @@ struct TallMultiplier {
   __device__ void end_stage(StageSums& blocks, int tile, int stage, const Scales& read) {
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
-    if (tile == kPerGroup - 1) {
+    const bool last = tile == kPerGroup - 1;
+    if (last) {
       release(ring.empty + 8 * at.stage, lane, task.row_cluster * task.token_cluster, 0, 1);
       at.advance(task.weight_stages);
     }
@@ -216,19 +249,22 @@ struct TallMultiplier {
     for (int i = 0; i < kSpan; ++i) {
       const int step = stage * kSpan + i;
       if (i > 0 && step >= task.steps) break;
-      promote<kOneScale>(sums[tile], blocks[i], read.low[i], read.high[i]);
-      if (!kOneScale && tile == kPerGroup - 1 && step + 1 < task.steps) held_scale = group_scales[step + 1];
+      promote<kOneScale>(sums[tile], blocks[i], read.low[i], read.high[i], step);
+    }
+    if (last && ((stage + 1) * kSpan % kTallScaleSteps == 0 || stage == task.stages - 1)) {
+      arrive(ring.scales.empty + 8 * scales.stage);
+      scales.advance(kScaleStages);
     }
   }
   // sums += block sums · scales of their token and of their weight rows.
   template <bool kOneScale>
-  __device__ void promote(Sums& total, const Sums& block, float low, float high) const {
+  __device__ void promote(Sums& total, const Sums& block, float low, float high, int step) const {
     float low_scale = low;
     float high_scale = high;
 #pragma unroll
     for (int j = 0; j < kRows / 8; ++j) {
       if (!kOneScale && j % 2 == 0) {
-        const float weight = __shfl_sync(0xffffffffU, held_scale, j / 2);
+        const float weight = row_scales(step)[j / 2];
         low_scale = __fmul_rn(low, weight);
         high_scale = __fmul_rn(high, weight);
       }
@@ -238,32 +274,25 @@ struct TallMultiplier {
       total[j * 4 + 3] = __fmaf_rn(block[j * 4 + 3], high_scale, total[j * 4 + 3]);
     }
   }
-  // Where all rows have one scale: the next 32 steps'.
-  __device__ void hold_scales(int step) {
-    const float* const of_first = reinterpret_cast<const float*>(
-        __shfl_sync(0xffffffffU, reinterpret_cast<std::uint64_t>(group_scales), 0));
-    held_scale = step + lane < task.steps ? of_first[step + lane] : 0.0F;
-  }
 
-  // The tensor cores' turns. One is passed on when all but a quarter of the work that was begun in it is
-  // done, so that they never wait for the next.
-  __device__ void wait_for_turn() const { sync_at(1 + warp / 4, 256); }
-  __device__ void pass_turn() const { arrive_without_waiting(2 - warp / 4, 256); }
-
-  // One stage and tile at a time: another warpgroup keeps the tensor cores busy meanwhile.
+  // One stage and tile at a time. Whether the next stage is there is asked while this one's products are
+  // under way: the answer takes as long as a fifth of them.
   template <bool kOneScale>
-  __device__ void sum_in_turn() {
+  __device__ void sum_in_order() {
     StageSums blocks;
+    bool ready = false;
     for (int stage = 0; stage < task.stages; ++stage) {
-      wait(ring.full + 8 * at.stage, at.parity);
+      if (!ready) wait(ring.full + 8 * at.stage, at.parity);
       const RingPlace place = at;
 #pragma unroll
       for (int t = 0; t < kPerGroup; ++t) {
-        wait_for_turn();
         begin_stage(blocks, place, t);
         const Scales read = read_scales<kOneScale>(t, stage);
-        wgmma_wait<1>();
-        pass_turn();
+        if (t == kPerGroup - 1) {
+          RingPlace next = at;
+          next.advance(task.weight_stages);
+          ready = stage + 1 < task.stages && is_done_now(ring.full + 8 * next.stage, next.parity);
+        }
         wgmma_wait<0>();
         end_stage<kOneScale>(blocks, t, stage, read);
       }
@@ -310,44 +339,45 @@ struct TallMultiplier {
   }
   template <bool kOneScale>
   __device__ void sum() {
-    if constexpr (!Shape::kTakesTurns)
+    if constexpr (Shape::kOverlaps)
       sum_overlapped<kOneScale>();
     else
-      sum_in_turn<kOneScale>();
+      sum_in_order<kOneScale>();
   }
 
-  // The four lanes of a token hold two neighbouring rows each of every eight. Exchanged among them, a lane
-  // holds eight neighbouring rows, 16 bytes, of every fourth such chunk.
+  // The four lanes of a token hold two neighbouring rows each of every eight. Exchanged between two of them,
+  // a lane holds four neighbouring rows of one chunk of eight or of the next, and a store of the four is a
+  // whole sector of memory.
   template <bool kBiased>
   __device__ void store(int token_tile) const {
-    constexpr int kChunks = kRows / 8;  // of a token
-    const int place = lane % 4;
+    const bool odd = lane % 2 != 0;
+    const int column = (odd ? 8 : 0) + lane % 4 / 2 * 4;
 #pragma unroll
     for (int t = 0; t < kPerGroup; ++t) {
       const int first = token_tile * Shape::kTokens + token(t);
-      bf16* const y = task.y + first * task.y_stride + row;
-      const std::int64_t eight_down = 8 * task.y_stride;
-      const int tokens = first < task.tokens ? first + 8 < task.tokens ? 2 : 1 : 0;
+      bf16* const y = task.y + first * task.y_stride + row + column;
 #pragma unroll
-      for (int i = 0; i < 2 * kChunks; i += 4) {  // the first token's chunks, then the second's
-        std::uint32_t v[4];
+      for (int half = 0; half < 2; ++half) {  // the first token, then the one eight further down
+        const bool live = first + half * 8 < task.tokens;
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const int chunk = (i + c) % kChunks;
-          const int sum = chunk * 4 + (i + c) / kChunks * 2;
-          float low = 0;
-          float high = 0;
-          if (kBiased) {
-            const int column = row + chunk * 8 + place * 2;
-            if (column < task.out) low = task.bias[column], high = task.bias[column + 1];
+        for (int chunk = 0; chunk < kRows / 8; chunk += 2) {
+          std::uint32_t v[2];
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const int sum = (chunk + c) * 4 + half * 2;
+            float low = 0;
+            float high = 0;
+            if (kBiased) {
+              const int at = row + (chunk + c) * 8 + lane % 4 * 2;
+              if (at < task.out) low = task.bias[at], high = task.bias[at + 1];
+            }
+            v[c] = pack_bf16(__fadd_rn(sums[t][sum], low), __fadd_rn(sums[t][sum + 1], high));
           }
-          v[c] = pack_bf16(__fadd_rn(sums[t][sum], low), __fadd_rn(sums[t][sum + 1], high));
+          const std::uint32_t got = __shfl_xor_sync(0xffffffffU, odd ? v[0] : v[1], 1);
+          if (live && row + chunk * 8 < task.out)
+            *reinterpret_cast<uint2*>(y + half * 8 * task.y_stride + chunk * 8) =
+                odd ? make_uint2(got, v[1]) : make_uint2(v[0], got);
         }
-        transpose_among_four(v, place);
-        const int of_token = kChunks % 4 == 0 ? i / kChunks : (i + place) / kChunks;
-        const int rows = (i + place - of_token * kChunks) * 8;
-        if (of_token < tokens && row + rows < task.out)
-          *reinterpret_cast<uint4*>(y + of_token * eight_down + rows) = make_uint4(v[0], v[1], v[2], v[3]);
       }
     }
   }
@@ -376,15 +406,15 @@ __global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPe
         let_next_kernel_start();
         ring.stream_tokens(task, place);
       }
-    } else {
+    } else if (role == 2) {
       wait_for_previous_kernel();
-      ring.scales.template stream<Shape::kScaleLanes>(task, place, (role - 2) * 32 + lane,
-                                                      [](int t) { return t; });
+      ring.stream_token_scales(task, place, lane);
+    } else {
+      ring.stream_weight_scales(task, place, lane);
     }
   } else {
     if constexpr (Shape::kGroups > 1) take_registers<Shape::kMultiplyRegisters>();
     TallMultiplier<kRows, kTokenGroups, kRowGroups, kPerGroup> multiplier{task, ring, warp, lane};
-    if (Shape::kTakesTurns && warp / 4 == 1) multiplier.pass_turn();
     TileOrder{task, place}.for_each([&](int row_tile, int token_tile) {
       if (multiplier.begin_tile(row_tile))
         multiplier.template sum<true>();

@@ -25,6 +25,9 @@ inline constexpr int kMinStages = 2;
 inline constexpr int kScaleStages = 2;
 constexpr int scale_steps(int tokens) { return tokens == 128 ? 16 : 32; }
 inline constexpr int kTallScaleSteps = 8;
+// Beside them, in tall kernels: the scales of a tile's rows, 16 of which share one, and two flags, in whole
+// 16-byte units.
+constexpr int tall_extra_scales(int rows) { return (rows / 16 * kTallScaleSteps + 2 + 3) / 4 * 4; }
 
 // A block of threads computes `rows` weight rows × `tokens` tokens over all of K.
 //
@@ -52,8 +55,9 @@ struct GemmPlan {
   std::size_t weight_stage_bytes() const { return static_cast<std::size_t>(rows * steps()) * 128; }
   std::size_t token_stage_bytes() const { return static_cast<std::size_t>(tokens * steps()) * 128; }
   std::size_t scale_bytes() const {
-    return static_cast<std::size_t>(kScaleStages * tokens * (tall ? kTallScaleSteps : scale_steps(tokens))) *
-           sizeof(float);
+    const int floats =
+        tall ? tokens * kTallScaleSteps + tall_extra_scales(rows) : tokens * scale_steps(tokens);
+    return static_cast<std::size_t>(kScaleStages * floats) * sizeof(float);
   }
   int cluster() const { return row_cluster * token_cluster; }
   std::size_t shared_bytes() const;
@@ -71,18 +75,18 @@ struct TallKernel {
   int tokens, rows, groups, per_group;
   double alone_ns, paired_ns;
 };
-inline constexpr std::array<TallKernel, 12> kTallKernels = {{{64, 32, 1, 1, 215, 175},
-                                                             {64, 48, 1, 1, 290, 245},
+inline constexpr std::array<TallKernel, 12> kTallKernels = {{{64, 32, 1, 1, 205, 160},
+                                                             {64, 48, 1, 1, 240, 185},
                                                              {64, 64, 1, 1, 230, 215},
-                                                             {64, 128, 2, 1, 390, 370},
-                                                             {64, 224, 2, 1, 620, 640},
-                                                             {128, 32, 2, 1, 490, 400},
-                                                             {128, 48, 2, 1, 430, 340},
-                                                             {128, 64, 2, 1, 405, 320},
-                                                             {128, 112, 2, 1, 600, 600},
-                                                             {128, 128, 2, 1, 580, 560},
-                                                             {128, 192, 2, 1, 880, 880},
-                                                             {256, 128, 2, 2, 1100, 1090}}};
+                                                             {64, 128, 2, 1, 370, 335},
+                                                             {64, 224, 2, 1, 600, 600},
+                                                             {128, 32, 2, 1, 490, 425},
+                                                             {128, 48, 2, 1, 450, 305},
+                                                             {128, 64, 2, 1, 405, 315},
+                                                             {128, 112, 2, 1, 505, 460},
+                                                             {128, 128, 2, 1, 540, 475},
+                                                             {128, 192, 2, 1, 700, 690},
+                                                             {256, 128, 2, 2, 890, 870}}};
 GemmPlan tall_plan(const TallKernel& kernel, int row_cluster, int token_cluster);
 
 inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of threads, Hopper

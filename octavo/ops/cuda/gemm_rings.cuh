@@ -104,57 +104,66 @@ __device__ inline std::uint16_t token_sharers(const GemmTask& task, ClusterPlace
 
 // The tokens' scales in shared memory: kScaleStages stages of kSteps steps of a tile's kTokens tokens, in the
 // order that place(token) gives. They come for many steps at a time, so that what a token's come in is whole
-// lines of memory.
-template <int kTokens, int kSteps>
+// lines of memory. kExtra more numbers follow them.
+template <int kTokens, int kSteps, int kExtra = 0>
 struct ScaleRing {
-  static constexpr std::uint32_t kBytes = kTokens * 4 * kSteps;  // of a stage
-  std::uint32_t data, full, empty;                               // shared addresses
+  static constexpr std::uint32_t kBytes = (kTokens * kSteps + kExtra) * 4;  // of a stage
+  std::uint32_t data, full, empty;                                          // shared addresses
 
   __device__ float* stage(std::uint32_t index) const {
     return static_cast<float*>(__cvta_shared_to_generic(data + index * kBytes));
   }
 
-  // By kLanes threads, of which this is the `first`-th. The scales are another kernel's result of a moment
-  // ago: from L2.
-  template <int kLanes, typename Place>
-  __device__ void stream(const GemmTask& task, ClusterPlace cluster_place, int first,
-                         const Place& place) const {
+  // fill(stage, row tile, token tile, first step, steps) for every stage of every tile; by each thread that
+  // fills a part.
+  template <typename Fill>
+  __device__ void for_each_stage(const GemmTask& task, ClusterPlace place, Fill fill) const {
     RingPlace at;
-    const bool whole = task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
-    TileOrder{task, cluster_place}.for_each([&](int, int token_tile) {
+    TileOrder{task, place}.for_each([&](int row_tile, int token_tile) {
       for (int begin = 0; begin < task.steps; begin += kSteps, at.advance(kScaleStages)) {
         wait(empty + 8 * at.stage, at.parity ^ 1);
-        const int count = min(kSteps, task.steps - begin);
-#pragma unroll
-        for (int t = first; t < kTokens; t += kLanes) {
-          const std::int64_t token = token_tile * kTokens + t;
-          if (token >= task.tokens) continue;  // its result is dropped
-          const float* const from = task.token_scales + token * task.steps + begin;
-          float* const to = stage(at.stage) + place(t);
-          if (!whole) {
-            for (int i = 0; i < count; ++i) to[i * kTokens] = __ldcg(from + i);
-            continue;
-          }
-          constexpr int kAtOnce = kSteps < 16 ? kSteps : 16;  // registers are the multiplying warps'
-          for (int i = 0; i < count; i += kAtOnce) {
-            float4 held[kAtOnce / 4];
-#pragma unroll
-            for (int j = 0; j < kAtOnce / 4; ++j)
-              if (i + j * 4 < count) held[j] = __ldcg(reinterpret_cast<const float4*>(from + i) + j);
-#pragma unroll
-            for (int j = 0; j < kAtOnce / 4; ++j) {
-              if (i + j * 4 >= count) break;
-              float* const four = to + (i + j * 4) * kTokens;
-              four[0] = held[j].x;
-              four[kTokens] = held[j].y;
-              four[2 * kTokens] = held[j].z;
-              four[3 * kTokens] = held[j].w;
-            }
-          }
-        }
+        fill(at.stage, row_tile, token_tile, begin, min(kSteps, task.steps - begin));
         arrive(full + 8 * at.stage);
       }
     });
+  }
+
+  // The tokens', by kLanes threads, of which this is the `first`-th. They are another kernel's result of a
+  // moment ago: from L2.
+  template <int kLanes, typename Place>
+  __device__ void stream(const GemmTask& task, ClusterPlace cluster_place, int first,
+                         const Place& place) const {
+    const bool whole = task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
+    for_each_stage(
+        task, cluster_place, [&](std::uint32_t stage_at, int, int token_tile, int begin, int count) {
+#pragma unroll
+          for (int t = first; t < kTokens; t += kLanes) {
+            const std::int64_t token = token_tile * kTokens + t;
+            if (token >= task.tokens) continue;  // its result is dropped
+            const float* const from = task.token_scales + token * task.steps + begin;
+            float* const to = stage(stage_at) + place(t);
+            if (!whole) {
+              for (int i = 0; i < count; ++i) to[i * kTokens] = __ldcg(from + i);
+              continue;
+            }
+            constexpr int kAtOnce = kSteps < 16 ? kSteps : 16;  // registers are the multiplying warps'
+            for (int i = 0; i < count; i += kAtOnce) {
+              float4 held[kAtOnce / 4];
+#pragma unroll
+              for (int j = 0; j < kAtOnce / 4; ++j)
+                if (i + j * 4 < count) held[j] = __ldcg(reinterpret_cast<const float4*>(from + i) + j);
+#pragma unroll
+              for (int j = 0; j < kAtOnce / 4; ++j) {
+                if (i + j * 4 >= count) break;
+                float* const four = to + (i + j * 4) * kTokens;
+                four[0] = held[j].x;
+                four[kTokens] = held[j].y;
+                four[2 * kTokens] = held[j].z;
+                four[3 * kTokens] = held[j].w;
+              }
+            }
+          }
+        });
   }
 };
 

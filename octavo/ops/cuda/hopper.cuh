@@ -60,6 +60,18 @@ __device__ inline bool is_done(std::uint32_t barrier, std::uint32_t parity) {
       : "memory");
   return done != 0;
 }
+// Without waiting a moment for it.
+__device__ inline bool is_done_now(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.b32 %0, 1, 0, done;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
 // Built with OCTAVO_GEMM_WATCHDOG, a wait of more than four seconds says where it is and stops the kernel.
 __device__ inline void wait(std::uint32_t barrier, std::uint32_t parity) {
 #ifdef OCTAVO_GEMM_WATCHDOG
@@ -78,15 +90,6 @@ __device__ inline void wait(std::uint32_t barrier, std::uint32_t parity) {
   while (!is_done(barrier, parity)) {
   }
 #endif
-}
-
-// --- Named barriers of a block, numbered from 1: `threads` in all come to one, of which some do not wait.
-
-__device__ inline void sync_at(int barrier, int threads) {
-  asm volatile("barrier.cta.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ inline void arrive_without_waiting(int barrier, int threads) {
-  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // Where a ring of stages stands: the stage, and the parity of the phase that its barriers are in.
@@ -125,10 +128,6 @@ __device__ inline void copy_box_to_cluster(std::uint32_t to, const CUtensorMap& 
       " [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(to),
       "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(mask), "l"(policy)
       : "memory");
-}
-// `bytes` and the address are multiples of 16.
-__device__ inline void prefetch_to_l2(const void* from, std::uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 __device__ inline std::uint64_t evict_first() {
   std::uint64_t policy;
@@ -249,19 +248,6 @@ __device__ inline std::uint32_t transpose8x8(std::uint32_t pair) {
   std::uint32_t out;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
   return out;
-}
-
-// v[i] of lane j of four neighbouring lanes becomes v[j] of lane i; `place`: this lane's of the four.
-__device__ inline void transpose_among_four(std::uint32_t (&v)[4], int place) {
-  const auto exchange = [&](int low, int high, int distance) {
-    const bool upper = (place & distance) != 0;
-    const std::uint32_t got = __shfl_xor_sync(0xffffffffU, upper ? v[low] : v[high], distance);
-    (upper ? v[low] : v[high]) = got;
-  };
-  exchange(0, 1, 1);
-  exchange(2, 3, 1);
-  exchange(0, 2, 2);
-  exchange(1, 3, 2);
 }
 
 }  // namespace octavo::cuda
