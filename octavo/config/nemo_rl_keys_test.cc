@@ -313,7 +313,7 @@ constexpr NemoKey kKeys[] = {
     {"policy.generation.vllm_cfg.max_model_len", "${policy.max_total_sequence_length}", kRead},
     {"policy.generation.vllm_cfg.enforce_eager", "False", kWarns},
     {"policy.generation.vllm_cfg.use_tqdm", "true", kWarns},
-    {"policy.generation.vllm_cfg.use_deep_gemm", "False", kWarns},
+    {"policy.generation.vllm_cfg.use_deep_gemm", "False", kRead},
     {"policy.generation.vllm_cfg.num_last_layers_in_bf16", "0", kRead},
     {"policy.generation.vllm_cfg.num_first_layers_in_bf16", "0", kRead},
     {"policy.generation.vllm_cfg.enable_vllm_metrics_logger", "true", kWarns},

@@ -52,6 +52,7 @@ TEST_F(RecipeTest, TheFp8BlockOfNemoRlsGuideWorks) {
   EXPECT_EQ(v.num_first_layers_in_bf16, 1);
   EXPECT_TRUE(v.use_weight_pow2_scale);
   EXPECT_FALSE(v.use_activation_pow2_scale);
+  EXPECT_TRUE(v.use_deep_gemm);
   EXPECT_THAT(v.quantization_ignored_layer_kws, ::testing::ElementsAre("down_proj"));
   EXPECT_THAT(warnings_, ::testing::IsEmpty());
 }
