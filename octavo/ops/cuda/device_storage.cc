@@ -21,6 +21,7 @@ struct Driver {
   decltype(&cuMemUnmap) unmap;
   decltype(&cuMemSetAccess) set_access;
   decltype(&cuMemGetAllocationGranularity) granularity;
+  decltype(&cuMemGetAddressRange) address_range;
   decltype(&cuGetErrorString) error_string;
 
   void check(CUresult result, const char* what) const {
@@ -51,6 +52,7 @@ const Driver& driver() {
     find("cuMemUnmap", d.unmap);
     find("cuMemSetAccess", d.set_access);
     find("cuMemGetAllocationGranularity", d.granularity);
+    find("cuMemGetAddressRange", d.address_range);
     find("cuGetErrorString", d.error_string);
     return d;
   }();
@@ -64,7 +66,7 @@ CUmemAllocationProp properties(int device) {
   return prop;
 }
 
-CUdeviceptr address_of(const std::byte* data) { return reinterpret_cast<CUdeviceptr>(data); }
+CUdeviceptr address_of(const void* data) { return reinterpret_cast<CUdeviceptr>(data); }
 
 double gib(std::size_t bytes) { return static_cast<double>(bytes) / static_cast<double>(1 << 30); }
 
@@ -141,6 +143,14 @@ void DeviceMemory::take_pages(DeviceMemory& other) {
   driver().check(driver().unmap(address_of(other.data_), mapped_bytes_), "memory unmapping");
   handle_ = std::exchange(other.handle_, 0);
   map();
+}
+
+std::size_t allocation_bytes(const void* base) {
+  CUdeviceptr start = 0;
+  std::size_t bytes = 0;
+  driver().check(driver().address_range(&start, &bytes, address_of(base)), "query of an allocation's size");
+  assert(start == address_of(base));
+  return bytes;
 }
 
 std::optional<Storage::Room> DeviceStorage::room() const {

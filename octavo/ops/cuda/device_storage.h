@@ -30,6 +30,9 @@ class DeviceMemory final : public Memory {
   int device_ = 0;
 };
 
+// The bytes of the allocation whose first one is at `base`.
+std::size_t allocation_bytes(const void* base);
+
 // Host memory that the device copies from and to without a detour.
 class PinnedBuffer {
  public:
