@@ -1,7 +1,7 @@
 // How fast the CUDA kernels are against what the memory allows: the shapes of Llama-3.1-8B, random data, each
 // launch on another set of buffers (together several times the L2 cache where they are large enough), a CUDA
 // graph of all launches replayed, median of the replays. Prints Markdown; the last column is the time over
-// that of moving the operation's bytes at the rate of a device-to-device copy in the same run.
+// that of moving the operation's bytes at the rate of a plain copy kernel in the same run.
 //
 //   gpu_ops_bench [decoder | attention | sampling | weights]...      (none: all)
 #include <fmt/format.h>
@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "bench/memory_rate.h"
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/quant/cuda/activation_quantizer.h"
 #include "octavo/quant/cuda/device.h"
@@ -125,18 +126,36 @@ void decoder_ops() {
 
 void sampling() {
   constexpr std::int64_t kVocab = 128256;
+  const std::vector<std::pair<const char*, cuda::SampleTask>> kinds = {
+      {"sample + log-probability", {}},
+      {"the same with top-k 50", {.top_k = 50}},
+      {"the same with top-p 0.95", {.top_p = 0.95F}},
+      {"the same with top-k 50, top-p 0.95, min-p 0.02", {.top_k = 50, .top_p = 0.95F, .min_p = 0.02F}},
+      {"the same with a penalty", {.penalty = 1.2F, .num_tokens = 1024}}};
+  const DeviceBuffer tokens = cuda::to_device(std::vector<std::int32_t>(1024, 77));
   for (const std::int64_t rows : {1, 64, 256}) {
-    const auto logits = random_values(static_cast<std::size_t>(rows * kVocab) * 4);
-    std::vector<cuda::SampleTask> tasks;
-    for (std::int64_t i = 0; i < rows; ++i) tasks.push_back({.uniform = 0.37, .row = i});
-    const auto device_tasks = cuda::to_device(tasks);
-    const DeviceBuffer results(tasks.size() * sizeof(cuda::SampleResult));
-    const DeviceBuffer scratch(static_cast<std::size_t>(cuda::sampling_scratch(rows, kVocab)) * 4);
-    row("sample + log-probability, 128256", rows, static_cast<double>(rows * kVocab) * 8,
-        time_us(4, [&](int) {
-          cuda::sample(logits.data<float>(), kVocab, kVocab, device_tasks.data<cuda::SampleTask>(), rows,
-                       results.data<cuda::SampleResult>(), scratch.data<float>(), stream);
-        }));
+    auto values = std::vector<float>(static_cast<std::size_t>(rows * kVocab));
+    std::mt19937 engine(std::random_device{}());
+    std::normal_distribution<float> normal(0, 2);
+    for (float& v : values) v = normal(engine);
+    const auto logits = cuda::to_device(values);
+    for (const auto& [name, kind] : kinds) {
+      std::vector<cuda::SampleTask> tasks(static_cast<std::size_t>(rows), kind);
+      for (std::size_t i = 0; i < tasks.size(); ++i) {
+        tasks[i].uniform = 0.37;
+        tasks[i].row = static_cast<std::int64_t>(i);
+        tasks[i].tokens = tokens.data<std::int32_t>();
+      }
+      const bool plain = kind.plain();
+      const auto device_tasks = cuda::to_device(tasks);
+      const DeviceBuffer results(tasks.size() * sizeof(cuda::SampleResult));
+      const DeviceBuffer scratch(static_cast<std::size_t>(cuda::sampling_scratch(rows, kVocab)) * 4);
+      row(fmt::format("{}, {}", name, kVocab), rows, static_cast<double>(rows * kVocab) * 8,
+          time_us(4, [&](int) {
+            cuda::sample(logits.data<float>(), kVocab, kVocab, device_tasks.data<cuda::SampleTask>(), rows,
+                         plain, results.data<cuda::SampleResult>(), scratch.data<float>(), stream);
+          }));
+    }
   }
 }
 
@@ -235,15 +254,18 @@ void weights() {
 
 namespace {
 
-void measure_copy() {
-  constexpr std::size_t kCopy = std::size_t{4} << 30;
-  const auto from = random_values(kCopy);
-  const DeviceBuffer to(kCopy);
-  const double us = time_us(1, [&](int) {
-    check(cudaMemcpyAsync(to.data(), from.data(), kCopy, cudaMemcpyDeviceToDevice, stream), "copy");
-  });
-  copy_rate = 2.0 * kCopy / us;
-  row("device-to-device copy of 4 GiB", 0, 2.0 * kCopy, us);
+void measure_memory() {
+  constexpr std::size_t kBytes = std::size_t{4} << 30;
+  const auto from = random_values(kBytes);
+  const DeviceBuffer to(kBytes);
+  const double copy_us = time_us(1, [&](int) { cuda::copy_memory(to.data(), from.data(), kBytes, stream); });
+  copy_rate = 2.0 * kBytes / copy_us;
+  row("copy of 4 GiB by a kernel", 0, 2.0 * kBytes, copy_us);
+  row("copy of 4 GiB by cudaMemcpyAsync", 0, 2.0 * kBytes, time_us(1, [&](int) {
+        check(cudaMemcpyAsync(to.data(), from.data(), kBytes, cudaMemcpyDeviceToDevice, stream), "copy");
+      }));
+  row("read of 4 GiB by a kernel", 0, kBytes,
+      time_us(1, [&](int) { cuda::read_memory(from.data(), kBytes, stream); }));
 }
 
 }  // namespace
@@ -251,7 +273,7 @@ void measure_copy() {
 void run(const std::vector<std::string>& names) {
   check(cudaStreamCreate(&stream), "stream");
   fmt::print("| operation | rows | us | GB/s | x floor |\n|---|---|---|---|---|\n");
-  measure_copy();
+  measure_memory();
   const auto asked = [&](const char* name) {
     return names.empty() || std::find(names.begin(), names.end(), name) != names.end();
   };

@@ -156,7 +156,7 @@ void run(const std::string& shape, const std::vector<std::int64_t>& counts) {
       const float* const logits = model.compute(partial, batch, kv);
       if ((partial.skipped & kSample) == 0)
         cuda::sample(logits, model.logits_stride(), model.spec().vocab_size, device_tasks, tokens,
-                     results.data<cuda::SampleResult>(), scratch.data<float>(), ops.stream());
+                     /*plain=*/true, results.data<cuda::SampleResult>(), scratch.data<float>(), ops.stream());
     };
     partial.skipped = 0;
     step();  // makes what is made at first use

@@ -79,9 +79,8 @@ std::string Engine::enqueue(Request request, Sink sink, WhenFull when_full, bool
   }
   // Made before the lock is taken: it copies the prompt n times.
   const std::string wanted_id = request.id;
-  auto group =
-      std::make_unique<Group>(std::move(request), std::move(sink), random_seed(), scoring,
-                              core_.model().spec().vocab_size, scoring ? nullptr : core_.tokenizer());
+  auto group = std::make_unique<Group>(std::move(request), std::move(sink), random_seed(), scoring,
+                                       scoring ? nullptr : core_.tokenizer());
   std::unique_lock lock(mutex_);
   if (when_full == WhenFull::kWait) changed_.wait(lock, [&] { return stop_ || !full(); });
   if (stop_) fail_shut_down();

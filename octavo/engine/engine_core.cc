@@ -223,7 +223,7 @@ void EngineCore::add_task(Rollout& rollout, std::int64_t row, Flight& flight) {
                    .uniform = sampling_uniform(rollout.group.seed, rollout.tokens.size(),
                                                static_cast<std::uint32_t>(rollout.index)),
                    .tokens = rollout.tokens,
-                   .seen = rollout.seen,
+                   .pending = rollout.pending,
                    .bad_words = rollout.group.bad_words}});
   flight.receivers.push_back({.rollout = &rollout, .position = rollout.tokens.size()});
 }
@@ -270,8 +270,6 @@ void EngineCore::accept_token(const Receiver& receiver, const Sample& sample) {
   rollout.output.token_ids.push_back(sample.token);
   rollout.output.logprobs.push_back(sample.logprob);
   rollout.output.weight_versions.push_back(cache_.weight_version());
-  if (!rollout.seen.empty())
-    rollout.seen[static_cast<std::size_t>(sample.token) / 64] |= std::uint64_t{1} << (sample.token % 64);
   ++sampled_tokens_;
 
   if (!sampling.ignore_eos && contains(model_->spec().eos_token_ids)) {

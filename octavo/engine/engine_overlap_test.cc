@@ -25,14 +25,21 @@ class HeldBackRunner final : public StepRunner {
     Batch batch = input.batch;
     batch.token_ids = ids;
     const float* const logits = model_.forward(ops_, batch, input.kv);
+    std::vector<SampleTask> tasks(input.tasks.begin(), input.tasks.end());
+    std::vector<std::vector<std::int32_t>> histories(tasks.size());
+    for (std::size_t i = 0; i < tasks.size(); ++i) {
+      SampleContext& context = tasks[i].context;
+      if (context.pending < 0) continue;
+      histories[i].assign(context.tokens.begin(), context.tokens.end());
+      histories[i].back() =
+          steps_.back().at(static_cast<std::size_t>(context.pending)).value_or(Sample{}).token;
+      context.tokens = histories[i];
+      context.pending = -1;
+    }
     steps_.emplace_back(input.tasks.size());
-    sampler_.run(input.tasks, logits, model_.logits_stride(), steps_.back());
+    sampler_.run(tasks, logits, model_.logits_stride(), steps_.back());
     if (steps_.size() > 2) ADD_FAILURE() << "more than two steps in flight";
-    // Penalties need the tokens: such a step is over when it is launched.
-    bool feeds_next = true;
-    for (const SampleTask& task : input.tasks)
-      feeds_next = feeds_next && task.context.params.repetition_penalty == 1.0F;
-    return feeds_next;
+    return true;
   }
   Results wait() override {
     EXPECT_FALSE(steps_.empty());
@@ -71,7 +78,8 @@ std::vector<Request> mixed_requests(std::mt19937& rng, int count) {
     request.sampling.seed = rng();
     request.sampling.ignore_eos = rng() % 2 == 0;
     request.sampling.stop_token_ids = {static_cast<std::int32_t>(rng() % 101)};
-    if (i < 2) request.sampling.repetition_penalty = 1.2F;
+    if (rng() % 4 == 0) request.sampling.repetition_penalty = 1.2F;
+    if (rng() % 4 == 0) request.sampling.top_p = 0.8F;
     if (i > 0 && rng() % 4 == 0) request.prompt_ids = requests.back().prompt_ids;  // shares a prefix
     requests.push_back(request);
   }

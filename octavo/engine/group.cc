@@ -27,7 +27,7 @@ Rollout::Rollout(Group& owner, const Tokenizer* tokenizer) : group(owner), text(
 }
 
 Group::Group(Request incoming, Sink events, std::uint64_t random_seed, bool score_prompt,
-             std::int64_t vocab_size, const Tokenizer* tokenizer)
+             const Tokenizer* tokenizer)
     : request(std::move(incoming)),
       sink(std::move(events)),
       seed(request.sampling.seed.value_or(random_seed)),
@@ -45,11 +45,6 @@ Group::Group(Request incoming, Sink events, std::uint64_t random_seed, bool scor
     rollout->tokens = request.prompt_ids;
     rollout->output.index = i;
     rollout->output.seed = seed;
-    if (request.sampling.repetition_penalty != 1.0F) {
-      rollout->seen.resize(static_cast<std::size_t>((vocab_size + 63) / 64));
-      for (const std::int32_t token : rollout->tokens)
-        rollout->seen[static_cast<std::size_t>(token) / 64] |= std::uint64_t{1} << (token % 64);
-    }
     rollouts.push_back(std::move(rollout));
   }
 }

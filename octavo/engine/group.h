@@ -28,12 +28,11 @@ struct Rollout : Sequence {
   std::ptrdiff_t pending = -1;
   StopText text;
   std::optional<StreamingDetokenizer> detokenizer;
-  std::vector<std::uint64_t> seen;  // bit t: token t is in `tokens`; kept for a repetition penalty only
 };
 
 struct Group {
   // Makes the request's samples, all of them the prompt alone so far.
-  Group(Request incoming, Sink events, std::uint64_t random_seed, bool score_prompt, std::int64_t vocab_size,
+  Group(Request incoming, Sink events, std::uint64_t random_seed, bool score_prompt,
         const Tokenizer* tokenizer);
   Group(const Group&) = delete;  // the samples point to their group
   Group& operator=(const Group&) = delete;

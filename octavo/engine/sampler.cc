@@ -7,6 +7,8 @@
 #include <functional>
 #include <limits>
 
+#include "octavo/ops/sampling_units.h"
+
 namespace octavo {
 
 namespace portable {
@@ -32,17 +34,17 @@ namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-float log_probability(float x, float max, float inverse_temperature, double total) {
-  return static_cast<float>(static_cast<double>((x - max) * inverse_temperature) - std::log(total));
+float log_probability(float x, float max, float inverse_temperature, std::uint64_t total) {
+  return static_cast<float>(static_cast<double>((x - max) * inverse_temperature) -
+                            std::log(static_cast<double>(total) / kUnitsOfOne));
 }
 
-// HF's RepetitionPenaltyLogitsProcessor: positive logits are divided, negative ones multiplied.
-void penalize(std::span<const std::uint64_t> seen, float penalty, float* logits) {
-  for (std::size_t word = 0; word < seen.size(); ++word) {
-    for (std::uint64_t rest = seen[word]; rest != 0; rest &= rest - 1) {
-      float& logit = logits[word * 64 + static_cast<std::size_t>(std::countr_zero(rest))];
-      logit = logit < 0 ? logit * penalty : logit / penalty;
-    }
+// HF's RepetitionPenaltyLogitsProcessor: positive logits are divided, negative ones multiplied, once for each
+// token however often it came.
+void penalize(const float* logits, std::span<const std::int32_t> tokens, float penalty, float* penalized) {
+  for (const std::int32_t token : tokens) {
+    const float logit = logits[token];
+    penalized[token] = logit < 0 ? logit * penalty : logit / penalty;
   }
 }
 
@@ -69,30 +71,36 @@ Sampler::Softmax Sampler::softmax(const float* x, float inverse_temperature, Sam
   Softmax row{.x = x, .max = kLowest, .inverse_temperature = inverse_temperature, .total = 0};
   for (const float maximum : scratch.maxima) row.max = std::max(row.max, maximum);
   kernels_.chunk_exp_sums(x, vocab_size_, row.max, inverse_temperature, scratch.sums.data());
-  for (const float part : scratch.sums) row.total += part;
-  return row;  // a row that is not finite has total NaN: x - max is NaN for NaN, for +inf and for all -inf
+  for (const float part : scratch.sums) {
+    // In a row that is not finite x - max is NaN: for NaN, for +inf and where all are -inf.
+    if (std::isnan(part)) return {};
+    row.total += units_of(part);
+  }
+  return row;
 }
 
 float Sampler::logprob(const float* logits, std::int32_t token, SamplerScratch& scratch) const {
   const Softmax row = softmax(logits, 1.0F, scratch);
+  if (row.total == 0) return std::numeric_limits<float>::quiet_NaN();
   return log_probability(logits[token], row.max, 1.0F, row.total);
 }
 
 std::optional<Sample> Sampler::sample(const float* logits, const SampleContext& context,
                                       SamplerScratch& scratch) const {
+  assert(context.pending < 0);
   const SamplingParams& params = context.params;
   const float* x = logits;
   if (params.repetition_penalty != 1.0F || !context.bad_words.empty()) {
     scratch.logits.assign(logits, logits + vocab_size_);
     if (params.repetition_penalty != 1.0F)
-      penalize(context.seen, params.repetition_penalty, scratch.logits.data());
+      penalize(logits, context.tokens, params.repetition_penalty, scratch.logits.data());
     ban(context.bad_words, context.tokens, scratch.logits.data());
     x = scratch.logits.data();
   }
 
   const bool greedy = params.temperature == 0.0F;
   const Softmax row = softmax(x, greedy ? 1.0F : 1.0F / params.temperature, scratch);
-  if (std::isnan(row.total)) return std::nullopt;
+  if (row.total == 0) return std::nullopt;
 
   Sample result;
   const bool filtered =
@@ -118,28 +126,23 @@ std::int32_t Sampler::argmax(const Softmax& row, const SamplerScratch& scratch) 
 
 // Inverse CDF: first the chunk that the target falls into, then the token within it.
 Sample Sampler::draw(const Softmax& row, double uniform, const SamplerScratch& scratch) const {
-  double rest = uniform * row.total;
-  std::int64_t chunk = -1;
-  for (std::int64_t c = 0; c < static_cast<std::int64_t>(scratch.sums.size()); ++c) {
-    const double mass = scratch.sums[static_cast<std::size_t>(c)];
-    if (mass == 0) continue;
-    if (chunk >= 0) rest -= scratch.sums[static_cast<std::size_t>(chunk)];
-    chunk = c;  // when rounding leaves the target past the end, the last chunk that has mass is taken
-    if (rest < mass) break;
-  }
-  assert(chunk >= 0);  // the largest logit weighs 1
+  std::uint64_t rest = units_at(uniform, row.total);
+  std::size_t chunk = 0;
+  while (rest >= units_of(scratch.sums[chunk])) rest -= units_of(scratch.sums[chunk++]);
 
-  const std::int64_t begin = chunk * kVocabChunk;
+  const std::int64_t begin = static_cast<std::int64_t>(chunk) * kVocabChunk;
   const std::int64_t count = std::min(kVocabChunk, vocab_size_ - begin);
   float weights[kVocabChunk];
   kernels_.exp_weights(row.x + begin, count, row.max, row.inverse_temperature, weights);
-  double passed = 0;
+  // The chunk's sum is rounded otherwise than its tokens: past their end the last one that weighs is taken.
   std::int64_t token = -1;
-  for (std::int64_t i = 0; i < count && (token < 0 || passed <= rest); ++i) {
+  for (std::int64_t i = 0; i < count; ++i) {
     if (weights[i] == 0.0F) continue;
-    passed += weights[i];
     token = begin + i;
+    if (rest < units_of(weights[i])) break;
+    rest -= units_of(weights[i]);
   }
+  assert(token >= 0);
   return {static_cast<std::int32_t>(token),
           log_probability(row.x[token], row.max, row.inverse_temperature, row.total)};
 }
@@ -179,22 +182,22 @@ void Sampler::keep_top(const Softmax& row, std::int64_t k, SamplerScratch& scrat
   std::erase_if(scratch.candidates, [kth](const auto& candidate) { return candidate.logit < kth; });
 }
 
-// Fills in the candidates' weights and returns their sum in vocabulary order.
-double Sampler::weigh_candidates(const Softmax& row, SamplerScratch& scratch) const {
+// Fills in the candidates' weights and returns their sum.
+std::uint64_t Sampler::weigh_candidates(const Softmax& row, SamplerScratch& scratch) const {
   auto& values = scratch.values;
   values.clear();
   for (const auto& candidate : scratch.candidates) values.push_back(candidate.logit);
   kernels_.exp_weights(values.data(), static_cast<std::int64_t>(values.size()), row.max,
                        row.inverse_temperature, values.data());
-  double total = 0;
-  for (std::size_t i = 0; i < values.size(); ++i) total += scratch.candidates[i].weight = values[i];
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) total += units_of(scratch.candidates[i].weight = values[i]);
   return total;
 }
 
 // Candidates: the shortest head, by (logit falling, id rising), whose weights reach `mass`. Finds the head's
 // last token as quickselect finds the k-th, with weights instead of counts; a flat distribution's head has
 // tens of thousands.
-void Sampler::keep_mass(double mass, SamplerScratch& scratch) const {
+void Sampler::keep_mass(std::uint64_t mass, SamplerScratch& scratch) const {
   constexpr std::ptrdiff_t kSortedAtOnce = 64;
   const auto before = [](const auto& a, const auto& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
@@ -209,8 +212,8 @@ void Sampler::keep_mass(double mass, SamplerScratch& scratch) const {
     // Never empty and never all: the pivot itself is on the far side, and the median of three has one before
     // it.
     const auto far_side = std::partition(first, last, [&](const auto& c) { return before(c, pivot); });
-    double head = 0;
-    for (auto c = first; c != far_side; ++c) head += c->weight;
+    std::uint64_t head = 0;
+    for (auto c = first; c != far_side; ++c) head += units_of(c->weight);
     if (head >= mass) {
       last = far_side;
     } else {
@@ -219,7 +222,7 @@ void Sampler::keep_mass(double mass, SamplerScratch& scratch) const {
     }
   }
   std::sort(first, last, before);
-  while (first != last && (mass -= first->weight) > 0) ++first;
+  while (first != last && units_of(first->weight) < mass) mass -= units_of(first++->weight);
   if (first == last) return;  // the mass is within rounding of everything
   std::erase_if(scratch.candidates, [&](const auto& c) { return before(*first, c); });
 }
@@ -229,13 +232,13 @@ Sample Sampler::draw_filtered(const Softmax& row, const SampleContext& context,
   constexpr std::int64_t kUsualHead = 256;  // a trained model's nucleus is seldom larger
   const SamplingParams& params = context.params;
   const bool top_k = params.top_k > 0 && params.top_k < vocab_size_;
-  double total = row.total;
+  std::uint64_t total = row.total;
   if (top_k) {
     keep_top(row, params.top_k, scratch);
     total = weigh_candidates(row, scratch);
   }
   if (params.top_p < 1.0F) {
-    const double mass = static_cast<double>(params.top_p) * total;
+    const std::uint64_t mass = units_of_head(params.top_p, total);
     if (!top_k) {
       keep_top(row, std::min(kUsualHead, vocab_size_), scratch);
       if (weigh_candidates(row, scratch) < mass) {
@@ -254,14 +257,14 @@ Sample Sampler::draw_filtered(const Softmax& row, const SampleContext& context,
 
   auto& candidates = scratch.candidates;
   // The largest logit weighs 1, so min_p compares with the weights as they are.
-  std::erase_if(candidates, [&](const auto& c) { return c.weight < params.min_p || c.weight == 0.0F; });
+  std::erase_if(candidates,
+                [&](const auto& c) { return c.weight < params.min_p || units_of(c.weight) == 0; });
   assert(!candidates.empty());
   total = 0;
-  for (const auto& candidate : candidates) total += candidate.weight;
-  double rest = context.uniform * total;
-  std::size_t chosen = 0;  // when rounding leaves the target past the end, the last one is taken
-  while (chosen + 1 < candidates.size() && rest >= candidates[chosen].weight)
-    rest -= candidates[chosen++].weight;
+  for (const auto& candidate : candidates) total += units_of(candidate.weight);
+  std::uint64_t rest = units_at(context.uniform, total);
+  std::size_t chosen = 0;
+  while (rest >= units_of(candidates[chosen].weight)) rest -= units_of(candidates[chosen++].weight);
   const auto& candidate = candidates[chosen];
   return {candidate.id, log_probability(candidate.logit, row.max, row.inverse_temperature, total)};
 }

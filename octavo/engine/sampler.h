@@ -9,11 +9,15 @@
 // - Temperature 0 takes the lowest id among the largest logits; its log-probability is that of temperature 1
 // after
 //   penalties and bad words.
+// Probability mass is counted in whole units of 2^-44 of the most likely token (octavo/ops/sampling_units.h):
+// sums of integers do not depend on their order, so any device finds the same tokens its own way. What a draw
+// cannot reach is less likely than 2^-44.
 // The log-probability is that of the token under the distribution it was drawn from; `raw_logprobs` gives the
 // plain log-softmax of the untouched logits. Sums run in an order fixed by the vocabulary size
 // (sampler_kernels.h), so a result depends on the row alone and has the same bits on every instruction set.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -35,7 +39,9 @@ struct SampleContext {
   const SamplingParams& params;
   double uniform = 0;                         // sampling_uniform(seed, position, index)
   std::span<const std::int32_t> tokens = {};  // prompt and output so far
-  std::span<const std::uint64_t> seen = {};   // bit t: token t is in `tokens`; needed for a penalty != 1
+  // >= 0: the last of `tokens` is not known yet, but the result of this task of the step launched before.
+  // Only runners that compute ahead are given such a context, and resolve it.
+  std::ptrdiff_t pending = -1;
   std::span<const std::vector<std::int32_t>> bad_words = {};  // as token sequences
 };
 
@@ -68,20 +74,21 @@ class Sampler {
   float logprob(const float* logits, std::int32_t token, SamplerScratch& scratch) const;
 
  private:
-  // Softmax of one row: weight i is exp((x[i] - max) * inverse_temperature), `total` the sum of all.
+  // Softmax of one row: weight i is exp((x[i] - max) * inverse_temperature), `total` the units of all, added
+  // up by chunks; 0 where the row is not finite.
   struct Softmax {
     const float* x = nullptr;
     float max = 0;
     float inverse_temperature = 1;
-    double total = 0;
+    std::uint64_t total = 0;
   };
   Softmax softmax(const float* x, float inverse_temperature, SamplerScratch& scratch) const;
   Sample draw(const Softmax& row, double uniform, const SamplerScratch& scratch) const;
   Sample draw_filtered(const Softmax& row, const SampleContext& context, SamplerScratch& scratch) const;
   void keep_at_least(const Softmax& row, float bound, SamplerScratch& scratch) const;
   void keep_top(const Softmax& row, std::int64_t k, SamplerScratch& scratch) const;
-  void keep_mass(double mass, SamplerScratch& scratch) const;
-  double weigh_candidates(const Softmax& row, SamplerScratch& scratch) const;
+  void keep_mass(std::uint64_t mass, SamplerScratch& scratch) const;
+  std::uint64_t weigh_candidates(const Softmax& row, SamplerScratch& scratch) const;
   std::int32_t argmax(const Softmax& row, const SamplerScratch& scratch) const;
 
   std::int64_t vocab_size_;

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "octavo/engine/philox.h"
+#include "octavo/ops/sampling_units.h"
 
 namespace octavo {
 namespace {
@@ -18,12 +19,6 @@ std::vector<float> random_logits(std::int64_t vocab, std::mt19937& rng, float de
   std::vector<float> logits(static_cast<std::size_t>(vocab));
   for (float& logit : logits) logit = normal(rng);
   return logits;
-}
-
-std::vector<std::uint64_t> bitmap(const std::vector<std::int32_t>& tokens, std::int64_t vocab) {
-  std::vector<std::uint64_t> bits(static_cast<std::size_t>((vocab + 63) / 64));
-  for (const std::int32_t token : tokens) bits[static_cast<std::size_t>(token) / 64] |= 1ULL << (token % 64);
-  return bits;
 }
 
 // The definition in sampler.h's words, in double precision and with full sorts: the probability of every
@@ -125,12 +120,10 @@ TEST_P(SamplerOnIsa, EqualsDoublePrecisionReference) {
       const auto p = reference(logits, base, tokens, bad_words);
       std::vector<double> cdf = {0};
       for (const double v : p) cdf.push_back(cdf.back() + v);
-      const auto seen = bitmap(tokens, vocab);
       for (int i = 0; i < 41; ++i) {
         const double u = (i + 0.37) / 41;
         const auto sample = sampler.sample(
-            logits.data(),
-            {.params = base, .uniform = u, .tokens = tokens, .seen = seen, .bad_words = bad_words}, scratch);
+            logits.data(), {.params = base, .uniform = u, .tokens = tokens, .bad_words = bad_words}, scratch);
         ASSERT_TRUE(sample);
         const auto token = static_cast<std::size_t>(sample->token);
         ASSERT_GT(p[token], 0);
@@ -139,6 +132,70 @@ TEST_P(SamplerOnIsa, EqualsDoublePrecisionReference) {
         ASSERT_NEAR(sample->logprob, std::log(p[token]), 1e-5);
       }
     }
+  }
+}
+
+// Filters by full sorts, with the sampler's weights: sums of whole units have no order, so that token and
+// log-probability are the same bits.
+TEST_P(SamplerOnIsa, FiltersAreExact) {
+  std::mt19937 rng(8);
+  SamplerScratch scratch;
+  const SamplerKernels& kernels = sampler_kernels(GetParam());
+  for (int round = 0; round < 400; ++round) {
+    const auto vocab = static_cast<std::int64_t>(1 + rng() % 3000);
+    auto logits = random_logits(vocab, rng, 0.2F + static_cast<float>(rng() % 5));
+    if (round % 3 == 0)  // ties, and zeros of both signs
+      for (float& logit : logits) logit = std::round(logit);
+    SamplingParams params{.temperature = round % 2 == 0 ? 1.0F : 0.6F};
+    if (round % 4 != 0) params.top_k = 1 + static_cast<std::int64_t>(rng() % 200);
+    if (round % 4 != 1) params.top_p = static_cast<float>(1 + rng() % 99) / 100.0F;
+    if (round % 4 == 2) params.min_p = static_cast<float>(rng() % 50) / 100.0F;
+
+    if (params.top_k >= vocab && params.top_p == 1) continue;  // no filter at all
+
+    const float max = *std::max_element(logits.begin(), logits.end());
+    const float inverse_temperature = 1.0F / params.temperature;
+    std::vector<float> weights(logits.size());
+    kernels.exp_weights(logits.data(), vocab, max, inverse_temperature, weights.data());
+    std::vector<std::size_t> order(logits.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return logits[a] > logits[b]; });
+    const auto k = static_cast<std::size_t>(params.top_k);
+    std::uint64_t total = 0;
+    if (k > 0 && k < order.size()) {
+      const float kth = logits[order[k - 1]];
+      order.erase(std::find_if(order.begin(), order.end(), [&](auto i) { return logits[i] < kth; }),
+                  order.end());
+      for (const auto i : order) total += units_of(weights[i]);
+    } else {
+      std::vector<float> sums(static_cast<std::size_t>(vocab_chunks(vocab)));
+      kernels.chunk_exp_sums(logits.data(), vocab, max, inverse_temperature, sums.data());
+      for (const float sum : sums) total += units_of(sum);
+    }
+    if (params.top_p < 1) {
+      const std::uint64_t mass = units_of_head(params.top_p, total);
+      std::uint64_t head = 0;
+      std::size_t kept = 0;
+      while (kept < order.size() && head < mass) head += units_of(weights[order[kept++]]);
+      order.resize(kept);
+    }
+    std::erase_if(order, [&](auto i) { return weights[i] < params.min_p || units_of(weights[i]) == 0; });
+    std::sort(order.begin(), order.end());
+    std::uint64_t units = 0;
+    for (const auto i : order) units += units_of(weights[i]);
+    const double uniform = sampling_uniform(9, static_cast<std::uint64_t>(round), 0);
+    std::uint64_t rest = units_at(uniform, units);
+    std::size_t chosen = 0;
+    while (rest >= units_of(weights[order[chosen]])) rest -= units_of(weights[order[chosen++]]);
+
+    const Sampler sampler(vocab, GetParam());
+    const auto sample = sampler.sample(logits.data(), {.params = params, .uniform = uniform}, scratch);
+    ASSERT_TRUE(sample);
+    ASSERT_EQ(sample->token, static_cast<std::int32_t>(order[chosen])) << "round " << round;
+    const float logprob =
+        static_cast<float>(static_cast<double>((logits[order[chosen]] - max) * inverse_temperature) -
+                           std::log(static_cast<double>(units) / kUnitsOfOne));
+    ASSERT_EQ(sample->logprob, logprob) << "round " << round;
   }
 }
 
@@ -152,11 +209,8 @@ TEST_P(SamplerOnIsa, SameBitsAsPortable) {
     for (int i = 0; i < 50; ++i) {
       const auto logits = random_logits(kVocab, rng, 0.1F + 0.2F * static_cast<float>(i));
       const std::vector<std::int32_t> tokens = {5, 9, 100};
-      const auto seen = bitmap(tokens, kVocab);
-      const SampleContext context{.params = base,
-                                  .uniform = sampling_uniform(3, static_cast<std::uint64_t>(i), 0),
-                                  .tokens = tokens,
-                                  .seen = seen};
+      const SampleContext context{
+          .params = base, .uniform = sampling_uniform(3, static_cast<std::uint64_t>(i), 0), .tokens = tokens};
       const auto a = portable.sample(logits.data(), context, scratch);
       const auto b = other.sample(logits.data(), context, scratch);
       ASSERT_EQ(a->token, b->token) << name;
@@ -233,11 +287,10 @@ TEST_P(SamplerOnIsa, RawLogprobIsOfTheUntouchedLogits) {
   const Sampler sampler(kVocab, GetParam());
   SamplerScratch scratch;
   const std::vector<std::int32_t> tokens = {1, 2, 3};
-  const auto seen = bitmap(tokens, kVocab);
   SamplingParams params{.temperature = 0.5F, .top_k = 20, .repetition_penalty = 2.0F, .raw_logprobs = true};
   for (int i = 0; i < 20; ++i) {
-    const auto sample = sampler.sample(
-        logits.data(), {.params = params, .uniform = i / 20.0, .tokens = tokens, .seen = seen}, scratch);
+    const auto sample =
+        sampler.sample(logits.data(), {.params = params, .uniform = i / 20.0, .tokens = tokens}, scratch);
     EXPECT_EQ(sample->logprob, sampler.logprob(logits.data(), sample->token, scratch));
   }
   params = {};
@@ -254,8 +307,7 @@ TEST_P(SamplerOnIsa, NonFiniteLogitsAreReported) {
   SamplerScratch scratch;
   for (const auto& [name, base] : cases()) {
     const auto sampled = [&](const std::vector<float>& logits) {
-      const std::vector<std::uint64_t> seen(5);
-      return sampler.sample(logits.data(), {.params = base, .uniform = 0.5, .seen = seen}, scratch);
+      return sampler.sample(logits.data(), {.params = base, .uniform = 0.5}, scratch);
     };
     for (const std::size_t at : {std::size_t{0}, std::size_t{130}, std::size_t{299}}) {
       for (const float bad : {nan, -nan, inf}) {

@@ -8,29 +8,11 @@
 namespace octavo::cuda {
 namespace {
 
-// Penalties and bad words need the sequence's tokens, filters an order of the logits: those rows go through
-// the CPU's sampler.
-bool samples_on_device(const octavo::SampleTask& task, std::int64_t vocab) {
-  if (task.target >= 0) return true;
-  const SamplingParams& p = task.context.params;
-  const bool filtered = (p.top_k > 0 && p.top_k < vocab) || p.top_p < 1.0F || p.min_p > 0.0F;
-  const bool raw_differs = p.raw_logprobs && p.temperature != 1.0F && p.temperature != 0.0F;
-  return p.repetition_penalty == 1.0F && task.context.bad_words.empty() && !filtered && !raw_differs;
-}
-
-SampleTask device_task(const octavo::SampleTask& task) {
-  if (task.target >= 0) return {.row = task.row, .inverse_temperature = 1, .target = task.target};
-  const float temperature = task.context.params.temperature;
-  return {.uniform = task.context.uniform,
-          .row = task.row,
-          .inverse_temperature = temperature == 0.0F ? 0.0F : 1.0F / temperature};
-}
-
-// Decodes of one token each, every one of which is sampled once, on the device.
-bool captures(const StepInput& input, std::size_t device_tasks, std::int64_t most_decodes) {
+// Decodes of one token each, every one of which is sampled once.
+bool captures(const StepInput& input, std::int64_t most_decodes) {
   const std::size_t tokens = input.batch.token_ids.size();
   if (tokens > static_cast<std::size_t>(most_decodes) || input.batch.spans.size() != tokens ||
-      input.batch.logit_rows.size() != tokens || input.tasks.size() != tokens || device_tasks != tokens)
+      input.batch.logit_rows.size() != tokens || input.tasks.size() != tokens)
     return false;
   for (std::size_t i = 0; i < tokens; ++i)
     if (input.tasks[i].row != static_cast<std::int64_t>(i)) return false;
@@ -45,12 +27,12 @@ std::int64_t padded_decodes(std::int64_t tokens) {
   return (tokens + step - 1) / step * step;
 }
 
-CudaStepRunner::CudaStepRunner(CudaOps& ops, Model& model, const StepLimits& limits, ThreadPool& pool)
+CudaStepRunner::CudaStepRunner(CudaOps& ops, Model& model, const StepLimits& limits)
     : ops_(ops),
       model_(model),
       limits_(limits),
       most_decodes_(std::min({kMostDecodes, limits.max_tokens, limits.max_rows})),
-      host_sampler_(model.spec().vocab_size, pool),
+      tasks_(model.spec().vocab_size),
       padded_ids_(static_cast<std::size_t>(kMostDecodes)) {
   for (Slot& slot : slots_) check(cudaEventCreateWithFlags(&slot.done, cudaEventDisableTiming), "event");
   limits_.max_tokens = std::max(limits.max_tokens, kMostDecodes);
@@ -85,72 +67,68 @@ void CudaStepRunner::drop_graphs() {
   graphs_.clear();
 }
 
-void CudaStepRunner::split_tasks(const StepInput& input, Slot& slot) {
-  tasks_.clear();
-  host_tasks_.clear();
-  slot.owners.clear();
-  for (std::size_t i = 0; i < input.tasks.size(); ++i) {
-    if (!samples_on_device(input.tasks[i], model_.spec().vocab_size)) {
-      host_tasks_.push_back(i);
-      continue;
-    }
-    tasks_.push_back(device_task(input.tasks[i]));
-    slot.owners.push_back(i);
-  }
-}
-
 bool CudaStepRunner::launch(const StepInput& input) {
   assert(launched_ - waited_ < slots_.size());
   Slot& slot = slots_[launched_ % slots_.size()];
-  split_tasks(input, slot);
-  const std::size_t device_tasks = tasks_.size();
-  const bool captured = warm_ && captures(input, device_tasks, most_decodes_);
+  const bool captured = warm_ && captures(input, most_decodes_);
   const std::int64_t padded =
       captured ? std::min(most_decodes_, padded_decodes(std::ssize(input.batch.token_ids))) : 0;
-  // What fills a captured step up looks a token's log-probability up and draws nothing.
-  for (auto row = static_cast<std::int64_t>(device_tasks); row < padded; ++row)
-    tasks_.push_back({.row = row, .inverse_temperature = 1, .target = 0});
-  if (tasks_.size() > most_tasks_) {
+  tasks_.clear();
+  for (const auto& task : input.tasks) tasks_.add(task);
+  for (auto row = std::ssize(input.tasks); row < padded; ++row) tasks_.add_filler(row);
+  if (tasks_.tasks().size() > most_tasks_) {
     // The step before may still have to hand its tokens over in the old buffer: they move along.
     const DeviceBuffer old = std::move(results_);
     const std::size_t bytes = old.bytes();
-    grow(2 * tasks_.size());
+    grow(2 * tasks_.tasks().size());
     check_arrived(cudaMemcpy(results_.data(), old.data(), bytes, cudaMemcpyDeviceToDevice),
                   "copy of results");
   }
-
+  bring_lists(slot);
   const auto* const tasks = reinterpret_cast<const SampleTask*>(
-      ops_.begin_step(input.batch, padded, std::as_bytes(std::span(tasks_))));
-  const bool on_host = !host_tasks_.empty();
+      ops_.begin_step(input.batch, padded, std::as_bytes(tasks_.tasks())));
   if (captured) {
     replay(input, padded, tasks);
   } else {
-    const float* const logits = model_.compute(ops_, input.batch, input.kv);
-    sample(logits, tasks, static_cast<std::int64_t>(device_tasks));
+    sample(model_.compute(ops_, input.batch, input.kv), tasks, std::ssize(input.tasks));
     warm_ = true;
-    if (on_host) sample_on_host(input, logits, slot);
   }
-  const std::size_t bytes = device_tasks * sizeof(SampleResult);
+  slot.tasks = input.tasks.size();
+  const std::size_t bytes = slot.tasks * sizeof(SampleResult);
   if (slot.device_results.bytes() < bytes) slot.device_results = PinnedBuffer(2 * bytes);
   if (bytes > 0)
     check(cudaMemcpyAsync(slot.device_results.data(), results_.data(), bytes, cudaMemcpyDeviceToHost,
                           ops_.stream()),
           "copy of results");
   check(cudaEventRecord(slot.done, ops_.stream()), "event");
-  if (!on_host) slot.results.assign(input.tasks.size(), std::nullopt);
   ++launched_;
-  return !on_host;
+  return true;
+}
+
+// The tasks hold the lists' addresses, so these may move from step to step without a new capture.
+void CudaStepRunner::bring_lists(Slot& slot) {
+  const std::size_t bytes = tasks_.list_bytes();
+  if (bytes == 0) return;
+  if (slot.lists.bytes() < bytes) slot.lists = PinnedBuffer(2 * bytes);
+  if (lists_.bytes() < bytes) {
+    check(cudaStreamSynchronize(ops_.stream()), "stream");
+    lists_ = DeviceBuffer(2 * bytes);
+  }
+  tasks_.place_lists(slot.lists.data(), lists_.data());
+  check(cudaMemcpyAsync(lists_.data(), slot.lists.data(), bytes, cudaMemcpyHostToDevice, ops_.stream()),
+        "copy of tokens to penalize");
 }
 
 void CudaStepRunner::sample(const float* logits, const SampleTask* tasks, std::int64_t count) {
   if (count > 0)
-    cuda::sample(logits, model_.logits_stride(), model_.spec().vocab_size, tasks, count,
+    cuda::sample(logits, model_.logits_stride(), model_.spec().vocab_size, tasks, count, tasks_.plain(),
                  results_.data<SampleResult>(), scratch_.data<float>(), ops_.stream());
 }
 
 void CudaStepRunner::replay(const StepInput& input, std::int64_t padded, const SampleTask* tasks) {
   const std::int64_t bound = shares_contexts(padded, model_.spec().num_kv_heads) ? ops_.context_bound() : 0;
-  auto& graph = graphs_[{padded, bound}];
+  const GraphKey key{padded, bound, tasks_.plain()};
+  auto& graph = graphs_[key];
   if (graph == nullptr) {
     const auto ids = std::span(padded_ids_).first(static_cast<std::size_t>(padded));
     const Batch batch{.token_ids = ids, .positions = ids, .spans = {}, .logit_rows = ids};
@@ -161,7 +139,7 @@ void CudaStepRunner::replay(const StepInput& input, std::int64_t padded, const S
     } catch (...) {
       cudaStreamEndCapture(ops_.stream(), &captured);
       if (captured != nullptr) cudaGraphDestroy(captured);
-      graphs_.erase({padded, bound});
+      graphs_.erase(key);
       throw;
     }
     check(cudaStreamEndCapture(ops_.stream(), &captured), "end of a capture");
@@ -172,39 +150,20 @@ void CudaStepRunner::replay(const StepInput& input, std::int64_t padded, const S
   check(cudaGraphLaunch(graph, ops_.stream()), "launch of a graph");
 }
 
-// Brings the rows of the tasks that the device cannot do to the host and samples there.
-void CudaStepRunner::sample_on_host(const StepInput& input, const float* logits, Slot& slot) {
-  const auto vocab = static_cast<std::size_t>(model_.spec().vocab_size);
-  host_logits_.resize(host_tasks_.size() * vocab);
-  std::vector<octavo::SampleTask> tasks;
-  for (std::size_t i = 0; i < host_tasks_.size(); ++i) {
-    tasks.push_back(input.tasks[host_tasks_[i]]);
-    check(cudaMemcpyAsync(host_logits_.data() + i * vocab, logits + tasks.back().row * model_.logits_stride(),
-                          vocab * sizeof(float), cudaMemcpyDeviceToHost, ops_.stream()),
-          "copy of logits");
-    tasks.back().row = static_cast<std::int64_t>(i);
-  }
-  check(cudaStreamSynchronize(ops_.stream()), "a step");
-  std::vector<std::optional<Sample>> samples(tasks.size());
-  host_sampler_.run(tasks, host_logits_.data(), static_cast<std::int64_t>(vocab), samples);
-  slot.results.assign(input.tasks.size(), std::nullopt);
-  for (std::size_t i = 0; i < host_tasks_.size(); ++i) slot.results[host_tasks_[i]] = samples[i];
-}
-
 StepRunner::Results CudaStepRunner::wait() {
   assert(waited_ < launched_);
   Slot& slot = slots_[waited_++ % slots_.size()];
   check(cudaEventSynchronize(slot.done), "a step");
+  slot.results.assign(slot.tasks, std::nullopt);
   const auto* const results = slot.device_results.data<SampleResult>();
-  for (std::size_t i = 0; i < slot.owners.size(); ++i)
+  for (std::size_t i = 0; i < slot.tasks; ++i)
     if (results[i].token >= 0)
-      slot.results[slot.owners[i]] = Sample{.token = results[i].token, .logprob = results[i].logprob};
+      slot.results[i] = Sample{.token = results[i].token, .logprob = results[i].logprob};
   return slot.results;
 }
 
-std::unique_ptr<StepRunner> make_step_runner(Ops& ops, Model& model, const StepLimits& limits,
-                                             ThreadPool& pool) {
-  return std::make_unique<CudaStepRunner>(static_cast<CudaOps&>(ops), model, limits, pool);
+std::unique_ptr<StepRunner> make_step_runner(Ops& ops, Model& model, const StepLimits& limits, ThreadPool&) {
+  return std::make_unique<CudaStepRunner>(static_cast<CudaOps&>(ops), model, limits);
 }
 
 }  // namespace octavo::cuda

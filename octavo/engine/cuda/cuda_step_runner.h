@@ -6,11 +6,11 @@
 
 #include <array>
 #include <cstddef>
-#include <deque>
 #include <map>
-#include <utility>
+#include <tuple>
 #include <vector>
 
+#include "octavo/engine/cuda/device_tasks.h"
 #include "octavo/engine/step_runner.h"
 #include "octavo/ops/cuda/cuda_ops.h"
 
@@ -23,7 +23,7 @@ inline constexpr std::int64_t kMostDecodes = 512;
 
 class CudaStepRunner final : public StepRunner {
  public:
-  CudaStepRunner(CudaOps& ops, Model& model, const StepLimits& limits, ThreadPool& pool);
+  CudaStepRunner(CudaOps& ops, Model& model, const StepLimits& limits);
   ~CudaStepRunner() override;
 
   bool launch(const StepInput& input) override;
@@ -32,33 +32,31 @@ class CudaStepRunner final : public StepRunner {
  private:
   // One step launched and not yet waited for takes one of two.
   struct Slot {
-    PinnedBuffer device_results;  // [device tasks]
+    PinnedBuffer device_results;  // [tasks]
+    PinnedBuffer lists;           // of its tasks
     cudaEvent_t done = nullptr;
-    std::vector<std::size_t> owners;  // the task that each device result belongs to
+    std::size_t tasks = 0;
     std::vector<std::optional<Sample>> results;
   };
-  using GraphKey = std::pair<std::int64_t, std::int64_t>;  // padded decodes, bound of the contexts
+  using GraphKey = std::tuple<std::int64_t, std::int64_t, bool>;  // padded decodes, bound of contexts, plain
 
   void grow(std::size_t tasks);
-  void split_tasks(const StepInput& input, Slot& slot);
+  void bring_lists(Slot& slot);
   void sample(const float* logits, const SampleTask* tasks, std::int64_t count);
   void replay(const StepInput& input, std::int64_t padded, const SampleTask* tasks);
   void drop_graphs();
-  void sample_on_host(const StepInput& input, const float* logits, Slot& slot);
 
   CudaOps& ops_;
   Model& model_;
   StepLimits limits_;
   std::int64_t most_decodes_;  // what a captured step can hold
-  SamplerPool host_sampler_;
   std::array<Slot, 2> slots_;
   std::size_t launched_ = 0;
   std::size_t waited_ = 0;
 
-  std::vector<cuda::SampleTask> tasks_;   // of the device, in the step that is launched
-  std::vector<std::size_t> host_tasks_;   // indices of those that the CPU samples
+  DeviceTasks tasks_;                     // of the step that is launched
+  DeviceBuffer lists_;                    // theirs
   std::vector<std::int32_t> padded_ids_;  // as long as a captured step; what it holds is not looked at
-  std::vector<float> host_logits_;
   std::size_t most_tasks_ = 0;
   DeviceBuffer results_;
   DeviceBuffer scratch_;

@@ -54,12 +54,35 @@ void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& 
 void copy_kv_block(const KvLayer* layers, std::int64_t num_layers, const KvGeometry& geometry,
                    std::int32_t from, std::int32_t to, cudaStream_t stream);
 
-// One token to draw from a row of logits, or the log-probability of a given one to look up.
+// Forbids `token` where the token before it is `after`: that of results[result], or (result < 0) any.
+struct TokenBan {
+  std::int32_t token = 0;
+  std::int32_t after = 0;
+  std::int32_t result = -1;
+};
+
+// One token to draw from a row of logits, or the log-probability of a given one to look up. The options are
+// those of octavo/engine/request.h; pointers are to device memory.
 struct SampleTask {
   double uniform = 0;  // [0, 1)
   std::int64_t row = 0;
   float inverse_temperature = 1;  // 0: the lowest id among the largest logits
   std::int32_t target = -1;       // >= 0: no draw, the log-probability of this token
+
+  std::int32_t top_k = 0;  // 0: off
+  float top_p = 1;
+  float min_p = 0;
+  float penalty = 1;  // of every token in `tokens`
+  const std::int32_t* tokens =
+      nullptr;  // [num_tokens], any of them several times; -1 - i: that of results[i]
+  std::int32_t num_tokens = 0;
+  std::int32_t num_bans = 0;
+  const TokenBan* bans = nullptr;  // [num_bans]
+  bool raw_logprob = false;        // the log-probability of the untouched logits at temperature 1
+
+  bool plain() const {
+    return top_k == 0 && top_p == 1.0F && min_p == 0.0F && penalty == 1.0F && num_bans == 0 && !raw_logprob;
+  }
 };
 struct SampleResult {
   std::int32_t token = -1;  // -1: the logits are not finite
@@ -72,8 +95,10 @@ void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids
 
 // Floats of scratch that `tasks` tasks need.
 std::int64_t sampling_scratch(std::int64_t tasks, std::int64_t vocab);
-// The tokens and log-probabilities of octavo/engine/sampler.h without filters. All pointers to device memory.
+// The tokens and log-probabilities of octavo/engine/sampler.h. All pointers to device memory; where `plain`,
+// so is every task. `results` may still hold those of the step before, for tokens and bans that refer to
+// them.
 void sample(const float* logits, std::int64_t stride, std::int64_t vocab, const SampleTask* tasks,
-            std::int64_t count, SampleResult* results, float* scratch, cudaStream_t stream);
+            std::int64_t count, bool plain, SampleResult* results, float* scratch, cudaStream_t stream);
 
 }  // namespace octavo::cuda
