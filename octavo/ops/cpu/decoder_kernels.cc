@@ -139,26 +139,57 @@ void quantize_row(bf16* row, std::int64_t cols, float* scales, bool pow2) {
 
 namespace {
 
-// scores[r][p] = scale · q[r] · k[p] for the keys of up to `Blocks` cache blocks from block `first`, R
-// queries at once. Keys lie as weight tiles do: sixteen positions, two dimensions interleaved.
-template <int R>
-void score_rows(const AttentionTask& task, int row, const float (*query)[256], std::int64_t blocks) {
+// Sums that stay in registers while attention runs: as many as hide the latency of the multiply-add.
+#if OCTAVO_ISA_avx512
+constexpr int kScoreSums = 12;
+constexpr int kValueSums = 24;
+#else
+constexpr int kScoreSums = 6;
+constexpr int kValueSums = 6;
+#endif
+
+// scores[r][p] = scale · q[r] · k[p] for the keys of B cache blocks from block `first`, R queries at once.
+// Keys lie as weight tiles do: sixteen positions, two dimensions interleaved. A sequence's cache blocks are
+// strewn over memory, so what comes next is asked for by hand: the same blocks' values and the next keys.
+template <int R, int B>
+void score_blocks(const AttentionTask& task, int row, const float (*query)[256], std::int64_t first,
+                  std::int64_t blocks) {
   const std::int64_t pairs = task.head_dim / 2;
   const I16 upper = iset1(static_cast<std::int32_t>(0xffff0000U));
-  for (std::int64_t b = 0; b < blocks; ++b) {
-    const bf16* keys = task.keys + task.blocks[b] * task.block_stride;
-    V16 acc[R];
-    for (V16& lane : acc) lane = zero();
-    for (std::int64_t p = 0; p < pairs; ++p) {
-      const I16 pair = load_bits(keys + p * 32);
+  const bf16* keys[B];
+  const bf16* values[B];
+  const bf16* next_keys[B];
+  for (int b = 0; b < B; ++b) {
+    keys[b] = task.keys + task.blocks[first + b] * task.block_stride;
+    values[b] = task.values + task.blocks[first + b] * task.block_stride;
+    next_keys[b] = task.keys + task.blocks[std::min(first + b + B, blocks - 1)] * task.block_stride;
+  }
+  V16 acc[B][R];
+  for (auto& lanes : acc)
+    for (V16& lane : lanes) lane = zero();
+  for (std::int64_t p = 0; p < pairs; ++p) {
+    for (int b = 0; b < B; ++b) {
+      __builtin_prefetch(values[b] + p * 32);
+      __builtin_prefetch(next_keys[b] + p * 32);
+      const I16 pair = load_bits(keys[b] + p * 32);
       const V16 odd = from_bits(pair & upper);
       const V16 even = from_bits(shift_left<16>(pair));
-      for (int r = 0; r < R; ++r) acc[r] = fma(set1(query[row + r][p * 2 + 1]), odd, acc[r]);
-      for (int r = 0; r < R; ++r) acc[r] = fma(set1(query[row + r][p * 2]), even, acc[r]);
+      for (int r = 0; r < R; ++r) acc[b][r] = fma(set1(query[row + r][p * 2 + 1]), odd, acc[b][r]);
+      for (int r = 0; r < R; ++r) acc[b][r] = fma(set1(query[row + r][p * 2]), even, acc[b][r]);
     }
-    for (int r = 0; r < R; ++r)
-      store(task.scores + (row + r) * task.scores_stride + b * 16, acc[r] * set1(task.scale));
   }
+  for (int b = 0; b < B; ++b)
+    for (int r = 0; r < R; ++r)
+      store(task.scores + (row + r) * task.scores_stride + (first + b) * 16, acc[b][r] * set1(task.scale));
+}
+
+template <int R>
+void score_rows(const AttentionTask& task, int row, const float (*query)[256], std::int64_t blocks) {
+  constexpr int kBlocks = std::min(4, kScoreSums / R);
+  std::int64_t first = 0;
+  for (; first + kBlocks <= blocks; first += kBlocks)
+    score_blocks<R, kBlocks>(task, row, query, first, blocks);
+  for (; first < blocks; ++first) score_blocks<R, 1>(task, row, query, first, blocks);
 }
 
 // Turns scores[0, context) into exp(score - max) and returns 1 / Σ; the rest of the last sixteen becomes 0.
@@ -227,8 +258,10 @@ void attention_rows(const AttentionTask& task, int row, const float (*query)[256
   float inverse_sums[AttentionTask::kMaxRows];
   for (int r = 0; r < R; ++r)
     inverse_sums[row + r] = softmax_row(task.scores + (row + r) * task.scores_stride, task.context[row + r]);
+  constexpr int kVectors = std::min(4, kValueSums / R);
   std::int64_t dim = 0;
-  for (; dim + 64 <= task.padded_head_dim; dim += 64) weighted_values<R, 4>(task, row, dim, inverse_sums);
+  for (; dim + kVectors * 16 <= task.padded_head_dim; dim += kVectors * 16)
+    weighted_values<R, kVectors>(task, row, dim, inverse_sums);
   for (; dim < task.padded_head_dim; dim += 16) weighted_values<R, 1>(task, row, dim, inverse_sums);
 }
 

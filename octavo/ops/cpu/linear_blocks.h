@@ -37,6 +37,7 @@ struct Block {
   std::int64_t panel_stride = 0;
   const void* weights = nullptr;  // T tiles as they lie in memory
   std::int64_t weights_stride = 0;
+  std::int64_t ahead = 0;           // elements from `weights` to the block that is read after this one
   const float* x_scales = nullptr;  // of the first token; null for bf16
   std::int64_t x_scales_stride = 0;
   const float* w_scales = nullptr;  // [T]
@@ -219,7 +220,7 @@ void multiply_few(const Block& block) {
       const std::int64_t at = t * block.weights_stride + p * kPairElements;
       if constexpr (kFp8) {
         const auto* codes = static_cast<const std::uint8_t*>(block.weights) + at;
-        __builtin_prefetch(codes + kPrefetch);
+        __builtin_prefetch(codes + block.ahead);
         decode_fp8_pair(codes, odd[t], even[t]);
       } else {
         decode_bf16_pair(static_cast<const bf16*>(block.weights) + at, odd[t], even[t]);

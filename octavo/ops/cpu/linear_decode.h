@@ -20,7 +20,6 @@ using PanelElement = bf16;  // a pair is 32 bf16, as in memory
 using PanelElement = float;  // a pair is 16 floats of the odd column, then 16 of the even one; x likewise
 #endif
 constexpr std::int64_t kPairElements = 32;
-constexpr std::int64_t kPrefetch = kPairs * 32;  // codes of a tile's next block
 
 #if OCTAVO_BF16_PANEL
 
@@ -31,7 +30,7 @@ constexpr std::int64_t kPrefetch = kPairs * 32;  // codes of a tile's next block
 alignas(64) constexpr std::uint8_t kSubnormalHigh[64] = {0x00, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c};
 alignas(64) constexpr std::uint8_t kSubnormalLow[64] = {0x00, 0x00, 0x80, 0xc0, 0x00, 0x20, 0x40, 0x60};
 
-void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement* panel) {
+void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, std::int64_t ahead, PanelElement* panel) {
   const __m512i high_table = _mm512_load_si512(kSubnormalHigh);
   const __m512i low_table = _mm512_load_si512(kSubnormalLow);
   // Puts the eight-byte pieces where the in-lane interleaving leaves whole pairs.
@@ -55,7 +54,7 @@ void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement
   __m512i second;
   std::int64_t p = 0;
   for (; p + 2 <= pairs; p += 2) {
-    __builtin_prefetch(codes + p * 32 + kPrefetch);
+    __builtin_prefetch(codes + p * 32 + ahead);
     decode(_mm512_loadu_si512(codes + p * 32), first, second);
     _mm512_store_si512(panel + p * kPairElements, first);
     _mm512_store_si512(panel + (p + 1) * kPairElements, second);
@@ -114,21 +113,22 @@ void decode_bf16_pair(const bf16* values, V16& odd, V16& even) {
   even = from_bits(shift_left<16>(pair));
 }
 
-void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, PanelElement* panel) {
+void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, std::int64_t ahead, PanelElement* panel) {
   V16 odd;
   V16 even;
   for (std::int64_t p = 0; p < pairs; ++p) {
-    __builtin_prefetch(codes + p * 32 + kPrefetch);
+    __builtin_prefetch(codes + p * 32 + ahead);
     decode_fp8_pair(codes + p * 32, odd, even);
     store(panel + p * kPairElements, odd * set1(kRebias));
     store(panel + p * kPairElements + 16, even * set1(kRebias));
   }
 }
 
-void decode_bf16_tile(const bf16* values, std::int64_t pairs, PanelElement* panel) {
+void decode_bf16_tile(const bf16* values, std::int64_t pairs, std::int64_t ahead, PanelElement* panel) {
   V16 odd;
   V16 even;
   for (std::int64_t p = 0; p < pairs; ++p) {
+    __builtin_prefetch(values + p * 32 + ahead);
     decode_bf16_pair(values + p * 32, odd, even);
     store(panel + p * kPairElements, odd);
     store(panel + p * kPairElements + 16, even);

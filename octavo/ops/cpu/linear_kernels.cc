@@ -19,10 +19,16 @@
 namespace octavo::OCTAVO_ISA_NS {
 namespace {
 
-// Tokens and tiles whose totals are held at once: a strip, 192 KiB of L2.
+// Tokens and tiles whose totals are held at once: a strip, 192 KiB of L2. Fewer tokens take wider strips, for
+// which they are converted less often.
 constexpr std::int64_t kTokenChunk = 256;
 constexpr std::int64_t kStripTiles = 12;
+constexpr std::int64_t kWidestStrip = 3 * kStripTiles;
 static_assert(kStripTiles % kTiles == 0 && kStripTiles >= kPanelTiles);
+
+std::int64_t strip_of(std::int64_t tokens) {
+  return std::min(kWidestStrip, kTokenChunk / tokens * kStripTiles);
+}
 
 void write_output(const LinearTask& task, const float* totals, std::int64_t totals_stride,
                   std::int64_t token_begin, std::int64_t tokens, std::int64_t tile, int tiles) {
@@ -60,7 +66,7 @@ void linear(const LinearTask& task) {
     const std::int64_t tokens = std::min(kTokenChunk, task.tokens - begin);
     const bool few = tokens <= kFewTokens;
     const std::int64_t group = few ? few_tiles(std::min<std::int64_t>(tokens, kFewRows)) : kTiles;
-    const std::int64_t strip = few ? group : kStripTiles;
+    const std::int64_t strip = few ? group : strip_of(tokens);
 #if OCTAVO_ISA_amxbf16
     configure_tiles(tokens);
 #endif
@@ -74,6 +80,8 @@ void linear(const LinearTask& task) {
         const std::int64_t cols = std::min(kBlock, weight.in - k);
         const bf16* tokens_x = task.x + begin * weight.in + k;
         block.pairs = cols / 2;
+        // After the tiles' last columns come the first ones of the next strip's.
+        block.ahead = kb + 1 < k_blocks ? kBlock * kTileRows : strip_tiles * tile_elements - k * kTileRows;
 #if OCTAVO_BF16_PANEL
         block.x = tokens_x;
         block.x_stride = weight.in;
@@ -119,11 +127,11 @@ void linear(const LinearTask& task) {
           }
           for (int t = 0; t < tiles && !fp8; ++t)
             decode_bf16_tile(static_cast<const bf16*>(block.weights) + t * tile_elements, block.pairs,
-                             panel + t * block.panel_stride);
+                             block.ahead, panel + t * block.panel_stride);
 #endif
           for (int t = 0; t < tiles && fp8; ++t)
             decode_fp8_tile(static_cast<const std::uint8_t*>(block.weights) + t * tile_elements, block.pairs,
-                            panel + t * block.panel_stride);
+                            block.ahead, panel + t * block.panel_stride);
           multiply(block, tokens, tiles);
         }
       }
