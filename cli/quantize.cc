@@ -128,6 +128,19 @@ void print_json(const std::vector<std::pair<std::string, ErrorSums>>& errors) {
   }
 }
 
+// Our blocks at the edge of a matrix are smaller; others want whole ones.
+void warn_of_ragged_blocks(const Weights& weights) {
+  for (const WeightEntry& entry : weights.table()) {
+    if (!entry.fp8() || (entry.shape[0] % kBlock == 0 && entry.shape[1] % kBlock == 0)) continue;
+    fmt::print(
+        stderr,
+        "note: '{}' is {} x {}, no multiple of 128: Octavo loads this folder, transformers and engines "
+        "that want whole blocks do not\n",
+        entry.name, entry.shape[0], entry.shape[1]);
+    return;
+  }
+}
+
 void run(const Options& options) {
   const ModelSpec spec = load_model_spec(options.model.folder);
   if (spec.fp8_block_size)
@@ -165,6 +178,7 @@ void run(const Options& options) {
       print_json(errors);
     else
       print_table(errors);
+    warn_of_ragged_blocks(weights);
   } catch (...) {
     fs::remove_all(temporary, error);
     throw;
@@ -179,9 +193,8 @@ void add_quantize(CLI::App& app) {
       app.add_subcommand("quantize", "Write an FP8 checkpoint and show what quantizing it cost");
   command->footer(
       "The output is a Hugging Face folder in DeepSeek's FP8 format (weight + weight_scale_inv in 128x128 "
-      "blocks), which "
-      "other engines load too.\nThe table gives, for each layer, the signal-to-noise ratio, the largest "
-      "relative error of "
+      "blocks), which other engines load too where every matrix has multiples of 128.\nThe table gives, for "
+      "each layer, the signal-to-noise ratio, the largest relative error of "
       "values with normal codes, and the shares of values that saturated or became zero.");
   command->add_option("--model", options->model.folder, "Hugging Face model folder")
       ->required()
