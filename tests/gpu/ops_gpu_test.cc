@@ -211,10 +211,12 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
         to_device(std::vector<std::byte>(cuda::attention_counter_bytes(shape), std::byte{0}));
     const DeviceBuffer unquantized(static_cast<std::size_t>(length * heads * dim) * sizeof(bf16));
     std::vector<bf16> whole;
-    // In one step; in chunks, with long contexts shared out; the same with quantized results.
-    for (const int turn : {0, 1, 2}) {
-      const bool chunked = turn > 0;
-      const bool fp8 = turn == 2;
+    // In one step; in chunks, with long contexts shared out; the same with quantized results; in chunks and
+    // in one step by runs of tokens, as prompts are.
+    for (const int turn : {0, 1, 2, 3, 4}) {
+      const bool chunked = turn > 0 && turn < 4;
+      const bool fp8 = turn == 2 || turn == 4;
+      const bool in_runs = turn >= 3;
       const cuda::AttentionWorkspace workspace{chunked ? partials.data<float>() : nullptr,
                                                counters.data<std::int32_t>(), unquantized.data<bf16>()};
       const auto keys = to_device(std::vector<bf16>(geometry.layer_bytes() / 2, kPoison));
@@ -230,12 +232,19 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
         const auto device_positions = to_device(here);
         const auto device_slots = to_device(slots);
         const auto starts = to_device(std::vector<std::int32_t>(static_cast<std::size_t>(count), 0));
+        std::vector<cuda::TokenRun> runs;
+        for (std::int64_t t = 0; t < count; t += runs.back().count)
+          runs.push_back({static_cast<std::int32_t>(t),
+                          static_cast<std::int32_t>(std::min(count - t, random_.in(1, cuda::kRunTokens)))});
+        const auto device_runs = to_device(runs);
         const cuda::DeviceBatch step{count,
                                      device_positions.data<std::int32_t>(),
                                      device_slots.data<std::int32_t>(),
                                      starts.data<std::int32_t>(),
                                      device_blocks.data<std::int32_t>(),
-                                     begin + count};
+                                     begin + count,
+                                     in_runs ? device_runs.data<cuda::TokenRun>() : nullptr,
+                                     static_cast<std::int64_t>(runs.size())};
         bf16* rows = device_qkv.data<bf16>() + begin * shape.qkv_cols;
         const KvLayer kv{keys.data(), values.data()};
         cuda::rope_and_store(rows, step, shape, norm ? device_q_norm.data<float>() : nullptr,

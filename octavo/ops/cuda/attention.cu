@@ -119,11 +119,14 @@ void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& 
                const Activation& out, const AttentionWorkspace& workspace, cudaStream_t stream) {
   if (batch.tokens == 0) return;
   const bool gqa = gqa_attention_takes(shape);
-  if (gqa && (out.scales == nullptr || shape.head_dim == kBlock))
-    return gqa_attention(qkv, batch, shape, kv, out, workspace, stream);
+  const auto fast = [&](const Activation& to) {
+    batch.runs != nullptr ? gqa_prompt_attention(qkv, batch, shape, kv, to, stream)
+                          : gqa_attention(qkv, batch, shape, kv, to, workspace, stream);
+  };
+  if (gqa && (out.scales == nullptr || shape.head_dim == kBlock)) return fast(out);
   bf16* const target = out.scales == nullptr ? out.data : workspace.unquantized;
   if (gqa) {
-    gqa_attention(qkv, batch, shape, kv, {target, nullptr, out.cols, false}, workspace, stream);
+    fast({target, nullptr, out.cols, false});
   } else {
     const dim3 grid(static_cast<unsigned>(batch.tokens),
                     static_cast<unsigned>((shape.num_heads + kWarps - 1) / kWarps));

@@ -22,5 +22,8 @@ bool gqa_attention_takes(const AttentionShape& shape);
 // `out` may have scales only where head_dim is 128, a quantization group.
 void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
                    const Activation& out, const AttentionWorkspace& workspace, cudaStream_t stream);
+// The same bits, by batch.runs: for prompts.
+void gqa_prompt_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
+                          const KvLayer& kv, const Activation& out, cudaStream_t stream);
 
 }  // namespace octavo::cuda

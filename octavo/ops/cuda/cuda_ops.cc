@@ -25,6 +25,19 @@ std::int64_t blocks_of_span(const BatchSpan& span) {
   return (span.first_position + span.num_tokens + kPage16 - 1) / kPage16;
 }
 
+// The batch's tokens in runs, at most one a token; none where no sequence has more than one token.
+std::int64_t write_runs(const Batch& batch, TokenRun* runs) {
+  if (std::none_of(batch.spans.begin(), batch.spans.end(),
+                   [](const BatchSpan& span) { return span.num_tokens > 1; }))
+    return 0;
+  std::int64_t count = 0;
+  for (const BatchSpan& span : batch.spans)
+    for (std::int64_t t = 0; t < span.num_tokens; t += kRunTokens)
+      runs[count++] = {static_cast<std::int32_t>(span.first_token + t),
+                       static_cast<std::int32_t>(std::min<std::int64_t>(span.num_tokens - t, kRunTokens))};
+  return count;
+}
+
 const std::uint8_t* codes(const Activation& x) { return reinterpret_cast<const std::uint8_t*>(x.data); }
 
 }  // namespace
@@ -69,15 +82,17 @@ void CudaOps::reserve(std::int64_t tokens, std::int64_t rows, std::int64_t table
   max_tokens_ = std::max(max_tokens_, tokens);
   const std::size_t bytes = aligned(static_cast<std::size_t>(4 * tokens + rows) * sizeof(std::int32_t)) +
                             aligned(extra_bytes) +
-                            static_cast<std::size_t>(table_entries) * sizeof(std::int32_t);
+                            static_cast<std::size_t>(table_entries) * sizeof(std::int32_t) +
+                            static_cast<std::size_t>(tokens) * sizeof(TokenRun);
   if (bytes <= step_.bytes()) return;
   check(cudaStreamSynchronize(stream_), "stream");
   step_ = DeviceBuffer(bytes);
   for (Upload& upload : uploads_) upload.host = PinnedBuffer(bytes);
 }
 
-// [token ids][positions][slots][starts of block tables][rows of logits] [extra] [block tables]: everything
-// but the tables lies where the padded sizes say, so that a captured step finds it.
+// [token ids][positions][slots][starts of block tables][rows of logits] [extra] [block tables] [runs]:
+// everything but the tables and the runs of prompts lies where the padded sizes say, so that a captured step
+// finds it.
 const std::byte* CudaOps::begin_step(const Batch& batch, std::int64_t padded,
                                      std::span<const std::byte> extra) {
   const auto count = static_cast<std::int64_t>(batch.token_ids.size());
@@ -127,9 +142,11 @@ const std::byte* CudaOps::begin_step(const Batch& batch, std::int64_t padded,
   for (auto row = static_cast<std::int64_t>(batch.logit_rows.size()); row < rows; ++row)
     logit_rows[row] = static_cast<std::int32_t>(std::min(row, tokens - 1));
 
+  const std::size_t runs_at = tables_at + static_cast<std::size_t>(at) * sizeof(std::int32_t);
+  const std::int64_t runs = write_runs(batch, reinterpret_cast<TokenRun*>(upload.host.data() + runs_at));
   check(cudaMemcpyAsync(step_.data(), upload.host.data(),
-                        tables_at + static_cast<std::size_t>(at) * sizeof(std::int32_t),
-                        cudaMemcpyHostToDevice, stream_),
+                        runs_at + static_cast<std::size_t>(runs) * sizeof(TokenRun), cudaMemcpyHostToDevice,
+                        stream_),
         "copy of a step");
   check(cudaEventRecord(upload.copied, stream_), "copy of a step");
   const auto* const device = step_.data<std::int32_t>();
@@ -140,6 +157,8 @@ const std::byte* CudaOps::begin_step(const Batch& batch, std::int64_t padded,
   batch_.table_starts = device + 3 * tokens;
   logit_rows_ = device + 4 * tokens;
   batch_.block_tables = reinterpret_cast<const std::int32_t*>(step_.data() + tables_at);
+  batch_.runs = runs == 0 ? nullptr : reinterpret_cast<const TokenRun*>(step_.data() + runs_at);
+  batch_.num_runs = runs;
   // Rounded up to a power of two, so that few captures serve all contexts.
   batch_.longest_context = std::max(
       kSplitPositions, static_cast<std::int64_t>(std::bit_ceil(static_cast<unsigned>(longest) + 1U)));

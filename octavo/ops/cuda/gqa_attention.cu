@@ -10,23 +10,14 @@
 // order: by one block of threads that goes through all of them, or, where tokens are few, by the last of
 // several blocks that computed one each. Both do the same operations, so neither the batch nor how a prompt
 // was cut into steps changes a bit.
-#include <cmath>
-
-#include "octavo/ops/cuda/attention_kernels.h"
-#include "octavo/ops/cuda/kv_layout.cuh"
-#include "octavo/quant/cuda/device.h"
-#include "octavo/quant/cuda/group_quantizer.cuh"
+#include "octavo/ops/cuda/gqa_page.cuh"
 
 namespace octavo::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * 32;
+using namespace gqa;
+
 constexpr int kStages = 3;
-constexpr int kSplitPages = static_cast<int>(kSplitPositions) / kPage;
-static_assert(kSplitPages % kWarps == 0);  // a warp's pages are evenly spaced across splits
-constexpr int kHeads = 8;                  // rows of a tile; unused ones compute on zeros
-constexpr unsigned kAll = 0xffffffffU;
 
 struct Arguments {
   const bf16* qkv;
@@ -45,177 +36,10 @@ struct Arguments {
 template <int kDim>
 struct Shared {
   alignas(128) bf16 ring[kWarps][kStages][2][kPage * kDim];
-  float o[kWarps][kHeads][kDim + 4];  // 4: heads two apart lie eight banks apart
-  float max[kWarps][kHeads];
-  float sum[kWarps][kHeads];
+  Splits<kDim> splits;
   std::uint64_t full[kWarps][kStages];
   std::int32_t arrived;
 };
-
-__device__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-
-__device__ void bulk_copy(void* to, const void* from, std::uint32_t bytes, std::uint64_t* full) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(full))
-      : "memory");
-}
-__device__ void expect_bytes(std::uint64_t* full, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)),
-               "r"(bytes)
-               : "memory");
-}
-__device__ void wait_full(std::uint64_t* full, std::uint32_t phase) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(full)),
-      "r"(phase)
-      : "memory");
-}
-
-__device__ void load_matrices(std::uint32_t (&a)[4], const bf16* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-               : "r"(shared_address(p))
-               : "memory");
-}
-__device__ void load_transposed(std::uint32_t (&a)[4], const bf16* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-               : "r"(shared_address(p))
-               : "memory");
-}
-__device__ std::uint32_t transpose(std::uint32_t tile) {
-  std::uint32_t out;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(tile));
-  return out;
-}
-// c [16, 8] += a [16, 16] b [16, 8]
-__device__ void multiply(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// What a warp knows of one split: of heads (lane % 4) · 2 + {0, 1}, and for O of dimensions 16 t + lane / 4 +
-// {0, 8}.
-template <int kDim>
-struct WarpState {
-  float max[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {};  // of this lane's positions only, until the end
-  float o[kDim / 16][4] = {};
-};
-
-// One page whose first `valid` positions count.
-template <int kDim>
-__device__ void attend_page(WarpState<kDim>& state, const std::uint32_t (&q)[kDim / 16][2], bf16* keys,
-                            bf16* values, int valid, float scale_log2) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  if (valid < kPage) {  // what was never written may be NaN, and 0 · NaN is NaN
-    for (int i = valid * kDim / 8 + lane; i < kPage * kDim / 8; i += 32)
-      reinterpret_cast<uint4*>(values)[i] = uint4{};
-    __syncwarp();
-  }
-  float even[4] = {};
-  float odd[4] = {};
-  const int matrix = lane / 8;
-  const int key_row = lane % 8 + matrix % 2 * 8;
-#pragma unroll
-  for (int k = 0; k < kDim / 16; ++k) {
-    std::uint32_t a[4];
-    load_matrices(a, keys + kv_offset(kDim, key_row, (k * 2 + matrix / 2) * 8));
-    multiply(k % 2 == 0 ? even : odd, a, q[k][0], q[k][1]);
-  }
-  float p[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    p[i] = __fmul_rn(__fadd_rn(even[i], odd[i]), scale_log2);
-    if (lane / 4 + i / 2 * 8 >= valid) p[i] = -INFINITY;
-  }
-  float keep[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float largest = fmaxf(p[h], p[h + 2]);
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, step));
-    const float now = fmaxf(state.max[h], largest);
-    keep[h] = exp2_fast(state.max[h] - now);
-    state.max[h] = now;
-    p[h] = exp2_fast(p[h] - now);
-    p[h + 2] = exp2_fast(p[h + 2] - now);
-    state.sum[h] = __fmaf_rn(state.sum[h], keep[h], __fadd_rn(p[h], p[h + 2]));
-  }
-  if (__any_sync(kAll, keep[0] != 1.0F || keep[1] != 1.0F)) {
-#pragma unroll
-    for (auto& tile : state.o) {
-      tile[0] *= keep[0];
-      tile[1] *= keep[1];
-      tile[2] *= keep[0];
-      tile[3] *= keep[1];
-    }
-  }
-  const std::uint32_t b0 = transpose(pack_bf16(p[0], p[1]));
-  const std::uint32_t b1 = transpose(pack_bf16(p[2], p[3]));
-  const int value_row = lane % 8 + matrix / 2 * 8;
-#pragma unroll
-  for (int t = 0; t < kDim / 16; ++t) {
-    std::uint32_t a[4];
-    load_transposed(a, values + kv_offset(kDim, value_row, (t * 2 + matrix % 2) * 8));
-    multiply(state.o[t], a, b0, b1);
-  }
-}
-
-// Eight dimensions of one head: the running result of the splits so far.
-struct Running {
-  float max = -INFINITY;
-  float sum = 0;
-  float o[8] = {};
-  __device__ void fold(float next_max, float next_sum, const float (&next)[8]) {
-    const float now = fmaxf(max, next_max);
-    const float keep = exp2_fast(max - now);
-    const float take = exp2_fast(next_max - now);
-    max = now;
-    sum = __fmaf_rn(sum, keep, __fmul_rn(next_sum, take));
-#pragma unroll
-    for (int i = 0; i < 8; ++i) o[i] = __fmaf_rn(o[i], keep, __fmul_rn(next[i], take));
-  }
-};
-
-// Leaves a warp's split in shared memory.
-template <int kDim>
-__device__ void publish(Shared<kDim>& shared, WarpState<kDim>& state) {
-  const int warp = static_cast<int>(threadIdx.x / 32);
-  const int lane = static_cast<int>(threadIdx.x % 32);
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2) state.sum[h] += __shfl_xor_sync(kAll, state.sum[h], step);
-    const int head = lane % 4 * 2 + h;
-    if (lane < 4) {
-      shared.max[warp][head] = state.max[h];
-      shared.sum[warp][head] = state.sum[h];
-    }
-#pragma unroll
-    for (int t = 0; t < kDim / 16; ++t) {
-      shared.o[warp][head][t * 16 + lane / 4] = state.o[t][h];
-      shared.o[warp][head][t * 16 + lane / 4 + 8] = state.o[t][h + 2];
-    }
-  }
-}
 
 // Grid: splits (1 where they are not shared out) × KV heads × tokens.
 template <int kDim>
@@ -226,11 +50,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
   const int lane = static_cast<int>(threadIdx.x % 32);
   const std::int64_t kv_head = blockIdx.y;
   const std::int64_t token = blockIdx.z;
-  if (lane == 0) {
-    for (auto& full : shared.full[warp])
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&full)) : "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  }
+  if (lane == 0) init_ring(shared.full[warp]);
   __syncwarp();
   wait_for_previous_kernel();
   let_next_kernel_start();
@@ -282,26 +102,21 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
   unsigned consumed = 0;
   for (int split = first_split; split < end_split; ++split) {
     const int end = min(pages, (split + 1) * kSplitPages);
-    WarpState<kDim> state;
+    WarpState<kDim> state[1];
     for (int page = split * kSplitPages + warp; page < end; page += kWarps, ++consumed) {
       const unsigned stage = consumed % kStages;
       wait_full(&shared.full[warp][stage], consumed / kStages % 2);
-      attend_page(state, q, shared.ring[warp][stage][0], shared.ring[warp][stage][1],
-                  min(kPage, last + 1 - page * kPage), a.scale_log2);
+      const int valid = min(kPage, last + 1 - page * kPage);
+      attend_page(
+          state, 1, [&](int, int k) { return make_uint2(q[k][0], q[k][1]); }, shared.ring[warp][stage][0],
+          shared.ring[warp][stage][1], [&](int) { return valid; }, valid, a.scale_log2);
       __syncwarp();  // all lanes have read the page
       if (lane == 0 && page + kStages * kWarps < end_page) issue(page + kStages * kWarps);
     }
-    publish(shared, state);
+    shared.splits.publish(state[0]);
     __syncthreads();
     if (merges) {
-      Running of_split;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        float o[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) o[i] = shared.o[w][head][dim + i];
-        if (split * kSplitPages + w < end) of_split.fold(shared.max[w][head], shared.sum[w][head], o);
-      }
+      const Running of_split = shared.splits.fold(head, dim, end - split * kSplitPages);
       if (shared_out) {
         running = of_split;
       } else {

@@ -13,6 +13,13 @@
 namespace octavo::cuda {
 
 // A step's batch in device memory.
+// Neighbouring tokens of one sequence: what prompts' attention takes together.
+inline constexpr std::int32_t kRunTokens = 8;
+struct TokenRun {
+  std::int32_t first = 0;  // index in the batch
+  std::int32_t count = 0;  // at most kRunTokens
+};
+
 struct DeviceBatch {
   std::int64_t tokens = 0;
   const std::int32_t* positions = nullptr;  // [tokens]
@@ -21,6 +28,8 @@ struct DeviceBatch {
       nullptr;  // [tokens]: where its sequence's block table begins in block_tables
   const std::int32_t* block_tables = nullptr;  // of all sequences
   std::int64_t longest_context = 0;            // the largest position + 1
+  const TokenRun* runs = nullptr;              // of all tokens; null where no sequence has more than one
+  std::int64_t num_runs = 0;
 };
 
 // As Ops::add_rms_norm. `rows` (device, may be null) are `count` tokens; null: tokens 0 … count-1, and

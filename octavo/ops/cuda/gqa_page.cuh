@@ -1,0 +1,239 @@
+// One page of grouped-query attention on the tensor cores, as a warp computes it: what attention of single
+// tokens (gqa_attention.cu) and of prompts (gqa_prompt_attention.cu) have in common, so that a token gets the
+// same bits from both.
+#pragma once
+
+#include <cmath>
+
+#include "octavo/ops/cuda/attention_kernels.h"
+#include "octavo/ops/cuda/kv_layout.cuh"
+#include "octavo/quant/cuda/device.h"
+#include "octavo/quant/cuda/group_quantizer.cuh"
+
+namespace octavo::cuda::gqa {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * 32;
+constexpr int kSplitPages = static_cast<int>(kSplitPositions) / kPage;
+static_assert(kSplitPages % kWarps == 0);  // a warp's pages are evenly spaced across splits
+constexpr int kHeads = 8;                  // columns of a tile; unused ones compute on zeros
+constexpr unsigned kAll = 0xffffffffU;
+
+__device__ inline std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ inline void bulk_copy(void* to, const void* from, std::uint32_t bytes, std::uint64_t* full) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(full))
+      : "memory");
+}
+__device__ inline void expect_bytes(std::uint64_t* full, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ inline void wait_full(std::uint64_t* full, std::uint32_t phase) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_address(full)),
+      "r"(phase)
+      : "memory");
+}
+
+__device__ inline void load_matrices(std::uint32_t (&a)[4], const bf16* p) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(shared_address(p))
+               : "memory");
+}
+__device__ inline void load_transposed(std::uint32_t (&a)[4], const bf16* p) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(shared_address(p))
+               : "memory");
+}
+__device__ inline std::uint32_t transpose(std::uint32_t tile) {
+  std::uint32_t out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(tile));
+  return out;
+}
+// c [16, 8] += a [16, 16] b [16, 8]
+__device__ inline void multiply(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// What a warp knows of one split: of columns (lane % 4) · 2 + {0, 1}, and for O of dimensions 16 t + lane / 4
+// + {0, 8}.
+template <int kDim>
+struct WarpState {
+  float max[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {};  // of this lane's positions only, until the end
+  float o[kDim / 16][4] = {};
+};
+
+// Scores [16, 8] of a page, of which the first `valid` positions count in this lane's columns, become
+// weights; `state` is scaled to its new maximum. A column whose first page this is and of which nothing is
+// valid becomes NaN: nobody folds it.
+template <int kDim>
+__device__ void weigh(WarpState<kDim>& state, float (&p)[4], int valid) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (lane / 4 + i / 2 * 8 >= valid) p[i] = -INFINITY;
+  float keep[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float largest = fmaxf(p[h], p[h + 2]);
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, step));
+    const float now = fmaxf(state.max[h], largest);
+    keep[h] = exp2_fast(state.max[h] - now);
+    state.max[h] = now;
+    p[h] = exp2_fast(p[h] - now);
+    p[h + 2] = exp2_fast(p[h + 2] - now);
+    state.sum[h] = __fmaf_rn(state.sum[h], keep[h], __fadd_rn(p[h], p[h + 2]));
+  }
+  if (__any_sync(kAll, keep[0] != 1.0F || keep[1] != 1.0F)) {
+#pragma unroll
+    for (auto& tile : state.o) {
+      tile[0] *= keep[0];
+      tile[1] *= keep[1];
+      tile[2] *= keep[0];
+      tile[3] *= keep[1];
+    }
+  }
+}
+
+// One page for the first `used` of kTiles tiles of eight columns. query(tile, k): the fragment of columns 16
+// k … of Q; valid(tile): how many of the page's positions count in this lane's columns; positions from
+// `written` on may hold anything.
+template <int kDim, int kTiles, typename Query, typename Valid>
+__device__ void attend_page(WarpState<kDim> (&states)[kTiles], int used, const Query& query, bf16* keys,
+                            bf16* values, const Valid& valid, int written, float scale_log2) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  if (written < kPage) {  // what was never written may be NaN, and 0 · NaN is NaN
+    for (int i = written * kDim / 8 + lane; i < kPage * kDim / 8; i += 32)
+      reinterpret_cast<uint4*>(values)[i] = uint4{};
+    __syncwarp();
+  }
+  float even[kTiles][4] = {};
+  float odd[kTiles][4] = {};
+  const int matrix = lane / 8;
+  const int key_row = lane % 8 + matrix % 2 * 8;
+#pragma unroll
+  for (int k = 0; k < kDim / 16; ++k) {
+    std::uint32_t a[4];
+    load_matrices(a, keys + kv_offset(kDim, key_row, (k * 2 + matrix / 2) * 8));
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      if (j >= used) break;
+      const uint2 q = query(j, k);
+      multiply(k % 2 == 0 ? even[j] : odd[j], a, q.x, q.y);
+    }
+  }
+  std::uint32_t weights[kTiles][2];
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    if (j >= used) break;
+    float p[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p[i] = __fmul_rn(__fadd_rn(even[j][i], odd[j][i]), scale_log2);
+    weigh(states[j], p, valid(j));
+    weights[j][0] = transpose(pack_bf16(p[0], p[1]));
+    weights[j][1] = transpose(pack_bf16(p[2], p[3]));
+  }
+  const int value_row = lane % 8 + matrix / 2 * 8;
+#pragma unroll
+  for (int t = 0; t < kDim / 16; ++t) {
+    std::uint32_t a[4];
+    load_transposed(a, values + kv_offset(kDim, value_row, (t * 2 + matrix % 2) * 8));
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      if (j >= used) break;
+      multiply(states[j].o[t], a, weights[j][0], weights[j][1]);
+    }
+  }
+}
+
+// Eight dimensions of one head: the running result of the splits so far.
+struct Running {
+  float max = -INFINITY;
+  float sum = 0;
+  float o[8] = {};
+  __device__ void fold(float next_max, float next_sum, const float (&next)[8]) {
+    const float now = fmaxf(max, next_max);
+    const float keep = exp2_fast(max - now);
+    const float take = exp2_fast(next_max - now);
+    max = now;
+    sum = __fmaf_rn(sum, keep, __fmul_rn(next_sum, take));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) o[i] = __fmaf_rn(o[i], keep, __fmul_rn(next[i], take));
+  }
+};
+
+// The warps' splits of one tile of columns, as they leave them to be folded.
+template <int kDim>
+struct Splits {
+  float o[kWarps][kHeads][kDim + 4];  // 4: columns two apart lie eight banks apart
+  float max[kWarps][kHeads];
+  float sum[kWarps][kHeads];
+
+  // By a whole warp.
+  __device__ void publish(WarpState<kDim>& state) {
+    const int warp = static_cast<int>(threadIdx.x / 32);
+    const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) state.sum[h] += __shfl_xor_sync(kAll, state.sum[h], step);
+      const int head = lane % 4 * 2 + h;
+      if (lane < 4) {
+        max[warp][head] = state.max[h];
+        sum[warp][head] = state.sum[h];
+      }
+#pragma unroll
+      for (int t = 0; t < kDim / 16; ++t) {
+        o[warp][head][t * 16 + lane / 4] = state.o[t][h];
+        o[warp][head][t * 16 + lane / 4 + 8] = state.o[t][h + 2];
+      }
+    }
+  }
+  // A split of `pages` pages: of the warps that had one, in rising order.
+  __device__ Running fold(int head, int dim, int pages) const {
+    Running split;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      float of_warp[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) of_warp[i] = o[w][head][dim + i];
+      if (w < pages) split.fold(max[w][head], sum[w][head], of_warp);
+    }
+    return split;
+  }
+};
+
+template <int kStages>
+__device__ void init_ring(std::uint64_t (&full)[kStages]) {
+  for (auto& barrier : full)
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&barrier)) : "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+}  // namespace octavo::cuda::gqa
