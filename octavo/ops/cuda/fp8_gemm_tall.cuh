@@ -40,6 +40,7 @@ struct TallRing {
   std::uint32_t stages, full, empty;
   using Scales = ScaleRing<Shape::kTokens, kTallScaleSteps, tall_extra_scales(Shape::kTileRows)>;
   Scales scales;
+  std::uint32_t rows_full;  // the weights' part of a scale stage is there, which nothing has to wait for
 
   __device__ TallRing(const GemmTask& task, void* shared) {
     stages = (shared_address(shared) + 1023) / 1024 * 1024;
@@ -48,6 +49,7 @@ struct TallRing {
     empty = full + 8 * kMaxStages;
     scales.full = empty + 8 * kMaxStages;
     scales.empty = scales.full + 8 * kScaleStages;
+    rows_full = scales.empty + 8 * kScaleStages;
   }
   __device__ std::uint32_t tokens(std::uint32_t stage) const { return stages + stage * Shape::kStageBytes; }
   __device__ std::uint32_t weights(std::uint32_t stage) const {
@@ -62,7 +64,8 @@ struct TallRing {
       init_barrier(empty + 8 * s, Shape::kGroups * 4 * task.row_cluster * task.token_cluster);
     }
     for (int s = 0; s < kScaleStages; ++s) {
-      init_barrier(scales.full + 8 * s, 64);
+      init_barrier(scales.full + 8 * s, 32);
+      init_barrier(rows_full + 8 * s, 32);
       init_barrier(scales.empty + 8 * s, Shape::kGroups * 128);
     }
     publish_barriers();
@@ -94,7 +97,7 @@ struct TallRing {
   }
   __device__ void stream_weight_scales(const GemmTask& task, ClusterPlace place, int lane) const {
     scales.for_each_stage(
-        task, place,
+        task, place, rows_full,
         [&, scale_row = 0](std::uint32_t stage, int row_tile, int, int begin, int count) mutable {
           if (begin == 0) scale_row = scale_row_of(task, stage, row_tile, lane);
           if (lane >= Shape::kTileScales) return;
@@ -181,7 +184,7 @@ struct TallMultiplier {
     for (int t = 0; t < kPerGroup; ++t)
 #pragma unroll
       for (int i = 0; i < kRows / 2; ++i) sums[t][i] = 0;
-    wait(ring.scales.full + 8 * scales.stage, scales.parity);
+    wait(ring.rows_full + 8 * scales.stage, scales.parity);
     return ring.same_scales(scales.stage)[row_group()] != 0;
   }
 
@@ -218,8 +221,10 @@ struct TallMultiplier {
   template <bool kOneScale>
   __device__ Scales read_scales(int tile, int stage) {
     const int first = stage * kSpan;
-    if (tile == 0 && first > 0 && first % kTallScaleSteps == 0)
+    if (tile == 0 && first % kTallScaleSteps == 0) {
       wait(ring.scales.full + 8 * scales.stage, scales.parity);
+      if (first > 0) wait(ring.rows_full + 8 * scales.stage, scales.parity);
+    }
     const float* const token_scales =
         ring.scales.stage(scales.stage) + first % kTallScaleSteps * Shape::kTokens + token(tile);
     Scales read;

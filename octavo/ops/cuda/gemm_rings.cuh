@@ -114,16 +114,17 @@ struct ScaleRing {
     return static_cast<float*>(__cvta_shared_to_generic(data + index * kBytes));
   }
 
-  // fill(stage, row tile, token tile, first step, steps) for every stage of every tile; by each thread that
-  // fills a part.
+  // fill(stage, row tile, token tile, first step, steps) for every stage of every tile, and an arrival at its
+  // barrier of `filled`; by each thread that fills a part.
   template <typename Fill>
-  __device__ void for_each_stage(const GemmTask& task, ClusterPlace place, Fill fill) const {
+  __device__ void for_each_stage(const GemmTask& task, ClusterPlace place, std::uint32_t filled,
+                                 Fill fill) const {
     RingPlace at;
     TileOrder{task, place}.for_each([&](int row_tile, int token_tile) {
       for (int begin = 0; begin < task.steps; begin += kSteps, at.advance(kScaleStages)) {
         wait(empty + 8 * at.stage, at.parity ^ 1);
         fill(at.stage, row_tile, token_tile, begin, min(kSteps, task.steps - begin));
-        arrive(full + 8 * at.stage);
+        arrive(filled + 8 * at.stage);
       }
     });
   }
@@ -135,7 +136,7 @@ struct ScaleRing {
                          const Place& place) const {
     const bool whole = task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
     for_each_stage(
-        task, cluster_place, [&](std::uint32_t stage_at, int, int token_tile, int begin, int count) {
+        task, cluster_place, full, [&](std::uint32_t stage_at, int, int token_tile, int begin, int count) {
 #pragma unroll
           for (int t = first; t < kTokens; t += kLanes) {
             const std::int64_t token = token_tile * kTokens + t;
