@@ -4,8 +4,8 @@
     bench/peers/llama_cpp.sh PEER_DIR          # builds the peer and its GGUF files, once
     bench/cpu_speed.py PEER_DIR [--rounds 5] [--out docs/results/cpu-speed.json]
 
-Programs take turns, round after round, so that a machine whose speed drifts drifts for all of them; the table gives
-medians over the rounds, and the ratio of medians. Rounds that the file of --out holds already are counted too, so that
+Programs take turns, round after round and every second round in the opposite order, so that a machine whose speed drifts
+drifts for all of them; the table gives medians over the rounds, and the ratio of medians. Rounds that the file of --out holds already are counted too, so that
 they can be run when the machine is free, one by one.
 """
 
@@ -77,15 +77,17 @@ def main():
     samples = result["samples"]
     for round_number in range(args.rounds):
         print(f"round {round_number + 1} of {args.rounds}", file=sys.stderr)
-        for precision in ("fp8", "bf16"):
-            rates, info = octavo(args.octavo, args.model, precision, args.threads)
-            samples[f"octavo {precision}"].append(rates)
-            result[precision] = {key: info[key] for key in ("backend", "weight_bytes")}
-        samples["llama.cpp Q8_0"].append(llama(args.peer, args.peer / "q8_0.gguf", args.threads))
-        samples["llama.cpp bf16"].append(llama(args.peer, args.peer / "bf16.gguf", args.threads))
-
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        order = names if len(samples[names[0]]) % 2 == 0 else names[::-1]
+        for name in order:
+            program, form = name.split()
+            if program == "octavo":
+                rates, info = octavo(args.octavo, args.model, form, args.threads)
+                result[form] = {key: info[key] for key in ("backend", "weight_bytes")}
+            else:
+                rates = llama(args.peer, args.peer / f"{form.lower()}.gguf", args.threads)
+            samples[name].append(rates)
+        if args.out:
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
 
     keys = ["prompt"] + [f"decode {b}" for b in BATCHES]
     median = {name: {k: statistics.median(s[k] for s in runs) for k in runs[0]} for name, runs in samples.items()}
