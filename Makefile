@@ -34,7 +34,7 @@ test-asan: model
 
 # What runs on more than one thread, under the thread sanitizer. GCC 12's cannot place its shadow memory where newer
 # kernels randomize addresses widely, so randomization is turned off where the machine lets us.
-TSAN_FOLDERS := octavo/base octavo/refit octavo/engine
+TSAN_FOLDERS := octavo/base octavo/quant octavo/refit octavo/engine
 FIXED_ADDRESSES = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 test-tsan: model
 	@cmake --preset tsan >/dev/null
