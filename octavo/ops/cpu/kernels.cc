@@ -106,7 +106,7 @@ const Kernels& kernels_for(Isa isa) {
 IsaChoice fastest_isas() {
   const Isa best = best_isa();
   const char* asked = std::getenv("OCTAVO_ISA");
-  if (best != Isa::kAvx512Bf16 || (asked != nullptr && *asked != '\0')) return {best, best};
+  if (!supported(Isa::kAvx512Bf16) || (asked != nullptr && *asked != '\0')) return {best, best};
   const auto faster = [](std::int64_t tokens) {
     return trial_seconds(Isa::kAvx512, tokens) < trial_seconds(Isa::kAvx512Bf16, tokens) ? Isa::kAvx512
                                                                                          : Isa::kAvx512Bf16;
