@@ -250,10 +250,6 @@ void weights() {
   }
 }
 
-}  // namespace
-
-namespace {
-
 void measure_memory() {
   constexpr std::size_t kBytes = std::size_t{4} << 30;
   const auto from = random_values(kBytes);

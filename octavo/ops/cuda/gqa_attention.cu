@@ -19,16 +19,7 @@ using namespace gqa;
 
 constexpr int kStages = 3;
 
-struct Arguments {
-  const bf16* qkv;
-  DeviceBatch batch;
-  AttentionShape shape;
-  const bf16* keys;
-  const bf16* values;
-  float scale_log2;  // log2(e) / √head_dim
-  void* out;
-  float* scales;
-  bool pow2;
+struct Arguments : Layer {
   float* partials;  // null: a block of threads goes through all splits
   std::int32_t* counters;
 };
@@ -166,11 +157,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
   for (int i = 0; i < 8; ++i) v[i] = __fdividef(running.o[i], running.sum);
   const auto cols = static_cast<int>(a.shape.num_heads) * kDim;
   const int col = merges && head < group ? (static_cast<int>(kv_head) * group + head) * kDim + dim : cols;
-  const bool fp8 = a.scales != nullptr;
-  write_activation({fp8 ? static_cast<void*>(static_cast<std::uint8_t*>(a.out) + token * cols)
-                        : static_cast<void*>(static_cast<bf16*>(a.out) + token * cols),
-                    fp8 ? a.scales + token * blocks_of(cols) : nullptr, cols, a.pow2},
-                   col, v);
+  write_activation(a.row(token, cols, a.fp8()), col, v);
 }
 
 template <int kDim>
@@ -196,17 +183,8 @@ void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionSha
   const std::int64_t splits = (batch.longest_context + kSplitPositions - 1) / kSplitPositions;
   const bool share_out = workspace.partials != nullptr && shares_contexts(batch.tokens, shape.num_kv_heads) &&
                          batch.tokens * splits <= kMaxSharedSplits;
-  const Arguments arguments{qkv,
-                            batch,
-                            shape,
-                            static_cast<const bf16*>(kv.keys),
-                            static_cast<const bf16*>(kv.values),
-                            1.44269504F / std::sqrt(static_cast<float>(shape.head_dim)),
-                            out.data,
-                            out.scales,
-                            out.pow2,
-                            share_out ? workspace.partials : nullptr,
-                            workspace.counters};
+  const Arguments arguments{
+      {qkv, batch, shape, kv, out}, share_out ? workspace.partials : nullptr, workspace.counters};
   const unsigned blocks = share_out ? static_cast<unsigned>(splits) : 1;
   if (shape.head_dim == 64) return run<64>(arguments, blocks, stream);
   run<128>(arguments, blocks, stream);

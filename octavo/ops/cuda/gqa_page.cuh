@@ -19,6 +19,39 @@ static_assert(kSplitPages % kWarps == 0);  // a warp's pages are evenly spaced a
 constexpr int kHeads = 8;                  // columns of a tile; unused ones compute on zeros
 constexpr unsigned kAll = 0xffffffffU;
 
+// What a kernel works on.
+struct Layer {
+  const bf16* qkv;
+  DeviceBatch batch;
+  AttentionShape shape;
+  const bf16* keys;
+  const bf16* values;
+  float scale_log2;  // log2(e) / √head_dim
+  void* out;
+  float* scales;
+  bool pow2;
+
+  Layer(const bf16* qkv_rows, const DeviceBatch& of, const AttentionShape& its_shape, const KvLayer& kv,
+        const Activation& to)
+      : qkv(qkv_rows),
+        batch(of),
+        shape(its_shape),
+        keys(static_cast<const bf16*>(kv.keys)),
+        values(static_cast<const bf16*>(kv.values)),
+        scale_log2(1.44269504F / std::sqrt(static_cast<float>(its_shape.head_dim))),
+        out(to.data),
+        scales(to.scales),
+        pow2(to.pow2) {}
+
+  __device__ bool fp8() const { return scales != nullptr; }
+  // A token's row of the result, of num_heads · head_dim columns, in E4M3 or bf16.
+  __device__ ActivationRow row(std::int64_t token, int cols, bool is_fp8) const {
+    return {is_fp8 ? static_cast<void*>(static_cast<std::uint8_t*>(out) + token * cols)
+                   : static_cast<void*>(static_cast<bf16*>(out) + token * cols),
+            is_fp8 ? scales + token * blocks_of(cols) : nullptr, cols, pow2};
+  }
+};
+
 __device__ inline std::uint32_t shared_address(const void* p) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }

@@ -15,18 +15,6 @@ using namespace gqa;
 constexpr int kStages = 2;
 constexpr int kTiles = 4;  // of eight columns
 
-struct Arguments {
-  const bf16* qkv;
-  DeviceBatch batch;
-  AttentionShape shape;
-  const bf16* keys;
-  const bf16* values;
-  float scale_log2;  // log2(e) / √head_dim
-  void* out;
-  float* scales;
-  bool pow2;
-};
-
 template <int kDim>
 struct Shared {
   alignas(128) bf16 ring[kWarps][kStages][2][kPage * kDim];
@@ -37,7 +25,7 @@ struct Shared {
 
 // Grid: KV heads × (runs of tokens · blocks a run). kTokens: of eight columns.
 template <int kDim, int kTokens>
-__global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_constant__ Layer a) {
   constexpr int kColumns = kHeads / kTokens;  // of a token
   constexpr int kMost = kTiles * kTokens;     // tokens of a block
   constexpr int kBlocksOfRun = kRunTokens / kMost;
@@ -131,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
   }
 
   const auto cols = static_cast<int>(a.shape.num_heads) * kDim;
-  const bool fp8 = a.scales != nullptr;
+  const bool fp8 = a.fp8();
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
     if (tile >= used) break;
@@ -142,40 +130,30 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
     const int head = column % kColumns;
     const bool live = merges && token < count && head < group;
     const std::int64_t row = first + (live ? token : 0);
-    write_activation({fp8 ? static_cast<void*>(static_cast<std::uint8_t*>(a.out) + row * cols)
-                          : static_cast<void*>(static_cast<bf16*>(a.out) + row * cols),
-                      fp8 ? a.scales + row * blocks_of(cols) : nullptr, cols, a.pow2},
+    write_activation(a.row(row, cols, fp8),
                      live ? (static_cast<int>(kv_head) * group + head) * kDim + dim : cols, v);
   }
 }
 
 template <int kDim, int kTokens>
-void run(const Arguments& arguments, cudaStream_t stream) {
+void run(const Layer& layer, cudaStream_t stream) {
   constexpr auto kKernel = gqa_prompt_kernel<kDim, kTokens>;
   check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<kDim>)),
         "shared memory for attention");
   launch(kKernel,
-         dim3(static_cast<unsigned>(arguments.shape.num_kv_heads),
-              static_cast<unsigned>(arguments.batch.num_runs * (kRunTokens / (kTiles * kTokens)))),
-         dim3(kThreads), sizeof(Shared<kDim>), stream, arguments);
+         dim3(static_cast<unsigned>(layer.shape.num_kv_heads),
+              static_cast<unsigned>(layer.batch.num_runs * (kRunTokens / (kTiles * kTokens)))),
+         dim3(kThreads), sizeof(Shared<kDim>), stream, layer);
 }
 
 }  // namespace
 
 void gqa_prompt_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                           const KvLayer& kv, const Activation& out, cudaStream_t stream) {
-  const Arguments arguments{qkv,
-                            batch,
-                            shape,
-                            static_cast<const bf16*>(kv.keys),
-                            static_cast<const bf16*>(kv.values),
-                            1.44269504F / std::sqrt(static_cast<float>(shape.head_dim)),
-                            out.data,
-                            out.scales,
-                            out.pow2};
+  const Layer layer(qkv, batch, shape, kv, out);
   const bool two = shape.num_heads / shape.num_kv_heads <= kHeads / 2;
-  if (shape.head_dim == 64) return two ? run<64, 2>(arguments, stream) : run<64, 1>(arguments, stream);
-  two ? run<128, 2>(arguments, stream) : run<128, 1>(arguments, stream);
+  if (shape.head_dim == 64) return two ? run<64, 2>(layer, stream) : run<64, 1>(layer, stream);
+  two ? run<128, 2>(layer, stream) : run<128, 1>(layer, stream);
 }
 
 }  // namespace octavo::cuda
