@@ -72,10 +72,10 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
   const auto issue = [&](int page) {  // by lane 0
     const unsigned stage = issued++ % kStages;
     const std::int64_t at = (blocks[page] * a.shape.num_kv_heads + kv_head) * (kPage * kDim);
-    std::uint64_t* const full = &shared.full[warp][stage];
-    expect_bytes(full, 2 * kPageBytes);
-    bulk_copy(shared.ring[warp][stage][0], a.keys + at, kPageBytes, full);
-    bulk_copy(shared.ring[warp][stage][1], a.values + at, kPageBytes, full);
+    const std::uint32_t full = shared_address(&shared.full[warp][stage]);
+    arrive_expecting(full, 2 * kPageBytes);
+    bulk_copy(shared_address(shared.ring[warp][stage][0]), a.keys + at, kPageBytes, full);
+    bulk_copy(shared_address(shared.ring[warp][stage][1]), a.values + at, kPageBytes, full);
   };
 
   // A warp's pages run on from one split into the next, and so does its ring.
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
     WarpState<kDim> state[1];
     for (int page = split * kSplitPages + warp; page < end; page += kWarps, ++consumed) {
       const unsigned stage = consumed % kStages;
-      wait_full(&shared.full[warp][stage], consumed / kStages % 2);
+      wait(shared_address(&shared.full[warp][stage]), consumed / kStages % 2);
       const int valid = min(kPage, last + 1 - page * kPage);
       attend_page(
           state, 1, [&](int, int k) { return make_uint2(q[k][0], q[k][1]); }, shared.ring[warp][stage][0],

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "octavo/ops/cuda/attention_kernels.h"
+#include "octavo/ops/cuda/hopper.cuh"
 #include "octavo/ops/cuda/kv_layout.cuh"
 #include "octavo/quant/cuda/device.h"
 #include "octavo/quant/cuda/group_quantizer.cuh"
@@ -52,34 +53,6 @@ struct Layer {
   }
 };
 
-__device__ inline std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-
-__device__ inline void bulk_copy(void* to, const void* from, std::uint32_t bytes, std::uint64_t* full) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(full))
-      : "memory");
-}
-__device__ inline void expect_bytes(std::uint64_t* full, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)),
-               "r"(bytes)
-               : "memory");
-}
-__device__ inline void wait_full(std::uint64_t* full, std::uint32_t phase) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(full)),
-      "r"(phase)
-      : "memory");
-}
-
 __device__ inline void load_matrices(std::uint32_t (&a)[4], const bf16* p) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
@@ -91,11 +64,6 @@ __device__ inline void load_transposed(std::uint32_t (&a)[4], const bf16* p) {
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
                : "r"(shared_address(p))
                : "memory");
-}
-__device__ inline std::uint32_t transpose(std::uint32_t tile) {
-  std::uint32_t out;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(tile));
-  return out;
 }
 // c [16, 8] += a [16, 16] b [16, 8]
 __device__ inline void multiply(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
@@ -189,8 +157,8 @@ __device__ void attend_page(WarpState<kDim> (&states)[kTiles], int used, const Q
 #pragma unroll
     for (int i = 0; i < 4; ++i) p[i] = __fmul_rn(__fadd_rn(even[j][i], odd[j][i]), scale_log2);
     weigh(states[j], p, valid(j));
-    weights[j][0] = transpose(pack_bf16(p[0], p[1]));
-    weights[j][1] = transpose(pack_bf16(p[2], p[3]));
+    weights[j][0] = transpose8x8(pack_bf16(p[0], p[1]));
+    weights[j][1] = transpose8x8(pack_bf16(p[2], p[3]));
   }
   const int value_row = lane % 8 + matrix / 2 * 8;
 #pragma unroll
@@ -262,10 +230,10 @@ struct Splits {
   }
 };
 
+// The barriers of one warp's ring of pages; by one lane.
 template <int kStages>
 __device__ void init_ring(std::uint64_t (&full)[kStages]) {
-  for (auto& barrier : full)
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&barrier)) : "memory");
+  for (auto& barrier : full) init_barrier(shared_address(&barrier), 1);
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 

@@ -72,10 +72,10 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
   const auto issue = [&](int page) {  // by lane 0
     const unsigned stage = issued++ % kStages;
     const std::int64_t at = (blocks[page] * a.shape.num_kv_heads + kv_head) * (kPage * kDim);
-    std::uint64_t* const full = &shared.full[warp][stage];
-    expect_bytes(full, 2 * kPageBytes);
-    bulk_copy(shared.ring[warp][stage][0], a.keys + at, kPageBytes, full);
-    bulk_copy(shared.ring[warp][stage][1], a.values + at, kPageBytes, full);
+    const std::uint32_t full = shared_address(&shared.full[warp][stage]);
+    arrive_expecting(full, 2 * kPageBytes);
+    bulk_copy(shared_address(shared.ring[warp][stage][0]), a.keys + at, kPageBytes, full);
+    bulk_copy(shared_address(shared.ring[warp][stage][1]), a.values + at, kPageBytes, full);
   };
   if (lane == 0)
     for (int page = warp; page < min(pages, warp + kStages * kWarps); page += kWarps) issue(page);
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
     WarpState<kDim> states[kTiles];
     for (int page = split * kSplitPages + warp; page < end; page += kWarps, ++consumed) {
       const unsigned stage = consumed % kStages;
-      wait_full(&shared.full[warp][stage], consumed / kStages % 2);
+      wait(shared_address(&shared.full[warp][stage]), consumed / kStages % 2);
       const int left = position + 1 - page * kPage;  // positions up to the first token's
       attend_page(
           states, used, [&](int tile, int k) { return shared.query[tile][k][lane]; },

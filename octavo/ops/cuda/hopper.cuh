@@ -1,5 +1,5 @@
-// Hopper's own instructions that the GEMM is made of, each under a name (PTX ISA 8.0 and later): barriers in
-// shared memory, tensor copies (TMA), warpgroup matrix products (wgmma).
+// Hopper's own instructions that the GEMM and attention are made of, each under a name (PTX ISA 8.0 and
+// later): barriers in shared memory, bulk and tensor copies (TMA), warpgroup matrix products (wgmma).
 #pragma once
 
 #include <cuda.h>
@@ -105,6 +105,15 @@ struct RingPlace {
 };
 
 // --- Copies.
+
+// Both addresses and the size are multiples of 16 bytes. Its bytes count at `barrier`.
+__device__ inline void bulk_copy(std::uint32_t to, const void* from, std::uint32_t bytes,
+                                 std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
 
 __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
