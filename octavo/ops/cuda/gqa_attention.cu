@@ -41,18 +41,42 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
   const int lane = static_cast<int>(threadIdx.x % 32);
   const std::int64_t kv_head = blockIdx.y;
   const std::int64_t token = blockIdx.z;
-  if (lane == 0) init_ring(shared.full[warp]);
-  __syncwarp();
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-
+  // The batch is on the device since before the step's first kernel, so it may be read before the kernel
+  // ahead has ended. That one let this one begin only after its own wait, when every kernel before it had
+  // ended.
   const int last = a.batch.positions[token];
   const int pages = last / kPage + 1;
   const int splits = (pages + kSplitPages - 1) / kSplitPages;
   const bool shared_out = a.partials != nullptr;
-  const int first_split = shared_out ? static_cast<int>(blockIdx.x) : 0;
+  const int first_split = static_cast<int>(blockIdx.x);
   const int end_split = shared_out ? first_split + 1 : splits;
   if (first_split >= splits) return;
+  const int end_page = min(pages, end_split * kSplitPages);
+
+  // A warp's pages run on from one split into the next, and so does its ring. Each lane looks after every
+  // 32nd of them, and knows the block of its next one.
+  const std::int32_t* const blocks = a.batch.block_tables + a.batch.table_starts[token];
+  const auto page_of = [&](unsigned n) {
+    return first_split * kSplitPages + static_cast<int>(n) * kWarps + warp;
+  };
+  const auto block_of = [&](unsigned n) { return page_of(n) < end_page ? blocks[page_of(n)] : 0; };
+  std::int32_t block = block_of(static_cast<unsigned>(lane));
+  const auto issue = [&](unsigned n) {  // by lane n % 32
+    if (page_of(n) >= end_page) return;
+    constexpr std::uint32_t kPageBytes = kPage * kDim * sizeof(bf16);
+    const std::int64_t at = (block * a.shape.num_kv_heads + kv_head) * (kPage * kDim);
+    const unsigned stage = n % kStages;
+    const std::uint32_t full = shared_address(&shared.full[warp][stage]);
+    arrive_expecting(full, 2 * kPageBytes);
+    bulk_copy(shared_address(shared.ring[warp][stage][0]), a.keys + at, kPageBytes, full);
+    bulk_copy(shared_address(shared.ring[warp][stage][1]), a.values + at, kPageBytes, full);
+    block = block_of(n + 32);
+  };
+  if (lane == 0) init_ring(shared.full[warp]);
+  __syncwarp();
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  if (lane < kStages) issue(static_cast<unsigned>(lane));
 
   const auto group = static_cast<int>(a.shape.num_heads / a.shape.num_kv_heads);
   std::uint32_t q[kDim / 16][2] = {};
@@ -65,25 +89,6 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
       q[k][1] = *reinterpret_cast<const std::uint32_t*>(row + k * 16 + 8);
     }
   }
-
-  const std::int32_t* const blocks = a.batch.block_tables + a.batch.table_starts[token];
-  constexpr std::uint32_t kPageBytes = kPage * kDim * sizeof(bf16);
-  unsigned issued = 0;
-  const auto issue = [&](int page) {  // by lane 0
-    const unsigned stage = issued++ % kStages;
-    const std::int64_t at = (blocks[page] * a.shape.num_kv_heads + kv_head) * (kPage * kDim);
-    const std::uint32_t full = shared_address(&shared.full[warp][stage]);
-    arrive_expecting(full, 2 * kPageBytes);
-    bulk_copy(shared_address(shared.ring[warp][stage][0]), a.keys + at, kPageBytes, full);
-    bulk_copy(shared_address(shared.ring[warp][stage][1]), a.values + at, kPageBytes, full);
-  };
-
-  // A warp's pages run on from one split into the next, and so does its ring.
-  const int end_page = min(pages, end_split * kSplitPages);
-  const int first_page = first_split * kSplitPages + warp;
-  if (lane == 0)
-    for (int page = first_page; page < min(end_page, first_page + kStages * kWarps); page += kWarps)
-      issue(page);
 
   constexpr int kThreadsPerHead = kDim / 8;
   const int head = static_cast<int>(threadIdx.x) / kThreadsPerHead;
@@ -102,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
           state, 1, [&](int, int k) { return make_uint2(q[k][0], q[k][1]); }, shared.ring[warp][stage][0],
           shared.ring[warp][stage][1], [&](int) { return valid; }, valid, a.scale_log2);
       __syncwarp();  // all lanes have read the page
-      if (lane == 0 && page + kStages * kWarps < end_page) issue(page + kStages * kWarps);
+      if (lane == static_cast<int>((consumed + kStages) % 32)) issue(consumed + kStages);
     }
     shared.splits.publish(state[0]);
     __syncthreads();
