@@ -161,8 +161,16 @@ void sampling() {
 
 void attention() {
   const AttentionShape shape{32, 8, 128, 0, 4096, 5120, 6144};
-  for (const auto& [sequences, context] : std::vector<std::pair<std::int64_t, std::int64_t>>{
-           {1, 640}, {1, 4096}, {64, 180}, {64, 1024}, {64, 4096}, {256, 180}, {256, 1024}, {256, 4096}}) {
+  for (const auto& [sequences, context] : std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 384},
+                                                                                             {1, 4096},
+                                                                                             {16, 384},
+                                                                                             {16, 4096},
+                                                                                             {64, 384},
+                                                                                             {64, 1024},
+                                                                                             {64, 4096},
+                                                                                             {256, 180},
+                                                                                             {256, 1024},
+                                                                                             {256, 4096}}) {
     const std::int64_t padded_context = (context + 15) / 16 * 16;
     const KvGeometry geometry{sequences * padded_context / 16, 8, 128};
     const auto keys = random_values(geometry.layer_bytes());
@@ -192,9 +200,6 @@ void attention() {
     const auto rope = random_values(static_cast<std::size_t>(padded_context) * 64 * 8);
     const KvLayer kv{keys.data(), values.data()};
     const DeviceBuffer out(static_cast<std::size_t>(sequences) * 4096 * 2);
-    const DeviceBuffer partials(cuda::attention_partial_bytes(shape));
-    const auto counters =
-        cuda::to_device(std::vector<std::byte>(cuda::attention_counter_bytes(shape), std::byte{0}));
     const DeviceBuffer scales(static_cast<std::size_t>(sequences) * 32 * 4);
     row("rope + cache write, 32/8 heads of 128", sequences,
         static_cast<double>(sequences) * (5120 * 4 + 1024 * 4), time_us(20, [&](int) {
@@ -204,8 +209,7 @@ void attention() {
     row(fmt::format("attention of a decode + quantize, context {}", padded_context), sequences,
         2.0 * static_cast<double>(geometry.layer_bytes()), time_us(4, [&](int) {
           cuda::attention(qkv.data<bf16>(), batch, shape, kv,
-                          {out.data<bf16>(), scales.data<float>(), 4096, false},
-                          {partials.data<float>(), counters.data<std::int32_t>(), nullptr}, stream);
+                          {out.data<bf16>(), scales.data<float>(), 4096, false}, nullptr, stream);
         }));
   }
 }

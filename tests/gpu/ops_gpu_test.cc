@@ -170,7 +170,9 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
     shape.k_begin = pad(heads * dim);
     shape.v_begin = shape.k_begin + pad(kv_heads * dim);
     shape.qkv_cols = shape.v_begin + pad(kv_heads * dim);
-    const std::int64_t length = random_.in(1, round < 4 ? 1200 : 150);
+    // More than eight splits (attention_kernels.h) in the kernels that know splits.
+    const std::int64_t length =
+        round == 0 || round == 2 ? random_.in(2100, 2600) : random_.in(1, round < 4 ? 1200 : 150);
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " round " << round << " dim " << dim
                                     << " heads " << heads << "/" << kv_heads << " length " << length);
     const auto qkv = random_.values(length * shape.qkv_cols);
@@ -206,9 +208,6 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
     const auto device_q_norm = to_device(q_norm);
     const auto device_k_norm = to_device(k_norm);
     const auto device_blocks = to_device(blocks);
-    const DeviceBuffer partials(cuda::attention_partial_bytes(shape));
-    const DeviceBuffer counters =
-        to_device(std::vector<std::byte>(cuda::attention_counter_bytes(shape), std::byte{0}));
     const DeviceBuffer unquantized(static_cast<std::size_t>(length * heads * dim) * sizeof(bf16));
     std::vector<bf16> whole;
     // In one step; in chunks, with long contexts shared out; the same with quantized results; in chunks and
@@ -217,8 +216,6 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
       const bool chunked = turn > 0 && turn < 4;
       const bool fp8 = turn == 2 || turn == 4;
       const bool in_runs = turn >= 3;
-      const cuda::AttentionWorkspace workspace{chunked ? partials.data<float>() : nullptr,
-                                               counters.data<std::int32_t>(), unquantized.data<bf16>()};
       const auto keys = to_device(std::vector<bf16>(geometry.layer_bytes() / 2, kPoison));
       const auto values = to_device(std::vector<bf16>(geometry.layer_bytes() / 2, kPoison));
       const auto device_qkv = to_device(qkv);
@@ -258,7 +255,7 @@ TEST_F(GpuOps, RopeCacheAndAttention) {
         } else {
           target.data += begin * heads * dim;
         }
-        cuda::attention(rows, step, shape, kv, target, workspace, nullptr);
+        cuda::attention(rows, step, shape, kv, target, unquantized.data<bf16>(), nullptr);
         begin += count;
         cuda::check(cudaDeviceSynchronize(), "attention");  // before the step's arrays go
       }

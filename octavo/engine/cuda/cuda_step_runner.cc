@@ -126,8 +126,8 @@ void CudaStepRunner::sample(const float* logits, const SampleTask* tasks, std::i
 }
 
 void CudaStepRunner::replay(const StepInput& input, std::int64_t padded, const SampleTask* tasks) {
-  const std::int64_t bound = shares_contexts(padded, model_.spec().num_kv_heads) ? ops_.context_bound() : 0;
-  const GraphKey key{padded, bound, tasks_.plain()};
+  const std::int64_t blocks = blocks_of_context(padded, model_.spec().num_kv_heads, ops_.longest_context());
+  const GraphKey key{padded, blocks, tasks_.plain()};
   auto& graph = graphs_[key];
   if (graph == nullptr) {
     const auto ids = std::span(padded_ids_).first(static_cast<std::size_t>(padded));

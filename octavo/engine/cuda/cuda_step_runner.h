@@ -38,7 +38,7 @@ class CudaStepRunner final : public StepRunner {
     std::size_t tasks = 0;
     std::vector<std::optional<Sample>> results;
   };
-  using GraphKey = std::tuple<std::int64_t, std::int64_t, bool>;  // padded decodes, bound of contexts, plain
+  using GraphKey = std::tuple<std::int64_t, std::int64_t, bool>;  // padded decodes, blocks_of_context, plain
 
   void grow(std::size_t tasks);
   void bring_lists(Slot& slot);

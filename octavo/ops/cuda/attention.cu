@@ -106,25 +106,16 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 }  // namespace
 
-std::size_t attention_partial_bytes(const AttentionShape& shape) {
-  return static_cast<std::size_t>(kMaxSharedSplits * shape.num_kv_heads * kPartialHeads *
-                                  (shape.head_dim + 2)) *
-         sizeof(float);
-}
-std::size_t attention_counter_bytes(const AttentionShape& shape) {
-  return static_cast<std::size_t>(kMaxSharedSplits * shape.num_kv_heads) * sizeof(std::int32_t);
-}
-
 void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
-               const Activation& out, const AttentionWorkspace& workspace, cudaStream_t stream) {
+               const Activation& out, bf16* unquantized, cudaStream_t stream) {
   if (batch.tokens == 0) return;
   const bool gqa = gqa_attention_takes(shape);
   const auto fast = [&](const Activation& to) {
     batch.runs != nullptr ? gqa_prompt_attention(qkv, batch, shape, kv, to, stream)
-                          : gqa_attention(qkv, batch, shape, kv, to, workspace, stream);
+                          : gqa_attention(qkv, batch, shape, kv, to, stream);
   };
   if (gqa && (out.scales == nullptr || shape.head_dim == kBlock)) return fast(out);
-  bf16* const target = out.scales == nullptr ? out.data : workspace.unquantized;
+  bf16* const target = out.scales == nullptr ? out.data : unquantized;
   if (gqa) {
     fast({target, nullptr, out.cols, false});
   } else {

@@ -7,21 +7,24 @@ namespace octavo::cuda {
 
 // Positions whose result is computed as one piece. Part of the arithmetic: never depends on the batch.
 inline constexpr std::int64_t kSplitPositions = 256;
-// Splits of all tokens that may be shared out to blocks of threads of their own; it bounds the workspace.
-inline constexpr std::int64_t kMaxSharedSplits = 4096;
-inline constexpr std::int64_t kPartialHeads = 8;  // of a KV head, used or not
 
-// Whether long contexts are shared out to several blocks of threads; the grid then depends on the longest.
-inline bool shares_contexts(std::int64_t tokens, std::int64_t num_kv_heads) {
-  // As many blocks of threads as an H200 holds at once.
-  constexpr std::int64_t kEnoughBlocks = 256;
-  return tokens * num_kv_heads < kEnoughBlocks;
+// How many blocks of threads, a cluster, share out the splits of one context and KV head: several where
+// tokens are few and contexts long. Any number is right for any batch.
+inline constexpr std::int64_t kMostBlocks = 8;
+inline std::int64_t blocks_of_context(std::int64_t tokens, std::int64_t num_kv_heads,
+                                      std::int64_t longest_context) {
+  constexpr std::int64_t kEnoughBlocks = 256;  // about what an H200 holds at once
+  std::int64_t blocks = 1;
+  while (blocks < kMostBlocks && tokens * num_kv_heads * blocks < kEnoughBlocks &&
+         blocks * kSplitPositions < longest_context)
+    blocks *= 2;
+  return blocks;
 }
 
 bool gqa_attention_takes(const AttentionShape& shape);
 // `out` may have scales only where head_dim is 128, a quantization group.
 void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
-                   const Activation& out, const AttentionWorkspace& workspace, cudaStream_t stream);
+                   const Activation& out, cudaStream_t stream);
 // The same bits, by batch.runs: for prompts.
 void gqa_prompt_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                           const KvLayer& kv, const Activation& out, cudaStream_t stream);

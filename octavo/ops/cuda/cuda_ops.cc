@@ -3,12 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <cassert>
 #include <cstring>
 
 #include "octavo/base/error.h"
-#include "octavo/ops/cuda/attention_kernels.h"
 #include "octavo/ops/cuda/bf16_gemm.h"
 #include "octavo/ops/cuda/gemm.h"
 #include "octavo/ops/cuda/plain_linear.h"
@@ -159,9 +157,7 @@ const std::byte* CudaOps::begin_step(const Batch& batch, std::int64_t padded,
   batch_.block_tables = reinterpret_cast<const std::int32_t*>(step_.data() + tables_at);
   batch_.runs = runs == 0 ? nullptr : reinterpret_cast<const TokenRun*>(step_.data() + runs_at);
   batch_.num_runs = runs;
-  // Rounded up to a power of two, so that few captures serve all contexts.
-  batch_.longest_context = std::max(
-      kSplitPositions, static_cast<std::int64_t>(std::bit_ceil(static_cast<unsigned>(longest) + 1U)));
+  batch_.longest_context = longest + 1;
   return step_.data() + extra_at;
 }
 
@@ -254,29 +250,15 @@ void CudaOps::rope_and_store(bf16* qkv, const Batch&, const AttentionShape& shap
   cuda::rope_and_store(qkv, batch_, shape, q_norm, k_norm, eps, rope, kv, stream_);
 }
 
-void CudaOps::make_workspace(const AttentionShape& shape, const Activation& out) {
-  if (partials_.bytes() < attention_partial_bytes(shape))
-    partials_ = DeviceBuffer(attention_partial_bytes(shape));
-  if (counters_.bytes() < attention_counter_bytes(shape)) {
-    counters_ = DeviceBuffer(attention_counter_bytes(shape));
-    check_arrived(cudaMemset(counters_.data(), 0, counters_.bytes()), "clearing memory");
-  }
+void CudaOps::attention(const bf16* qkv, const Batch&, const AttentionShape& shape, const KvLayer& kv,
+                        const Activation& out) {
   const auto unquantized =
       static_cast<std::size_t>(std::max(max_tokens_, batch_.tokens) * out.cols) * sizeof(bf16);
   if (out.scales != nullptr && shape.head_dim != kBlock && unquantized_.bytes() < unquantized) {
     check(cudaStreamSynchronize(stream_), "stream");
     unquantized_ = DeviceBuffer(unquantized);
   }
-}
-
-void CudaOps::attention(const bf16* qkv, const Batch&, const AttentionShape& shape, const KvLayer& kv,
-                        const Activation& out) {
-  make_workspace(shape, out);
-  cuda::attention(qkv, batch_, shape, kv, out,
-                  {.partials = partials_.data<float>(),
-                   .counters = counters_.data<std::int32_t>(),
-                   .unquantized = unquantized_.data<bf16>()},
-                  stream_);
+  cuda::attention(qkv, batch_, shape, kv, out, unquantized_.data<bf16>(), stream_);
 }
 
 void CudaOps::silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols,

@@ -42,8 +42,8 @@ class CudaOps final : public Ops {
   // The same with tokens and rows filled up to `padded` (0: not) with tokens that store nothing, whose rows
   // are garbage, and with `extra` bytes behind them, whose address on the device comes back.
   const std::byte* begin_step(const Batch& batch, std::int64_t padded, std::span<const std::byte> extra);
-  // What a captured step depends on besides its sizes: contexts longer than this need another capture.
-  std::int64_t context_bound() const { return batch_.longest_context; }
+  // Of the step's sequences.
+  std::int64_t longest_context() const { return batch_.longest_context; }
   // Negative token ids stand for results of the step before (result_of_task in engine/step_runner.h).
   void take_tokens_from(const SampleResult* results) { results_before_ = results; }
 
@@ -71,7 +71,6 @@ class CudaOps final : public Ops {
 
   const std::int32_t* scale_rows_of(const LinearWeight& weight);
   void prepare_cublaslt(const LinearWeight& weight);
-  void make_workspace(const AttentionShape& shape, const Activation& out);
 
   std::string name_;
   cudaStream_t stream_ = nullptr;
@@ -89,8 +88,6 @@ class CudaOps final : public Ops {
   std::int64_t max_tokens_ = 0;
   std::unordered_map<const void*, DeviceBuffer> scale_rows_;  // by the weight's data
   std::unique_ptr<CublasLt> cublaslt_;                        // null: Octavo's kernels
-  DeviceBuffer partials_;
-  DeviceBuffer counters_;
   DeviceBuffer unquantized_;
 };
 

@@ -7,9 +7,9 @@
 // so a group of 8 heads or fewer wastes nothing that memory would wait for.
 //
 // The context is cut into splits of 256 positions. Each gives (max, sum, O), and these are folded in rising
-// order: by one block of threads that goes through all of them, or, where tokens are few, by the last of
-// several blocks that computed one each. Both do the same operations, so neither the batch nor how a prompt
-// was cut into steps changes a bit.
+// order. Where tokens are few, a cluster of blocks of threads takes the splits in turn; after each turn every
+// block folds those heads that fall to it, out of the others' shared memory. The order never depends on how
+// many blocks there are, so neither the batch nor how a prompt was cut into steps changes a bit.
 #include "octavo/ops/cuda/gqa_page.cuh"
 
 namespace octavo::cuda {
@@ -18,23 +18,18 @@ namespace {
 using namespace gqa;
 
 constexpr int kStages = 3;
-
-struct Arguments : Layer {
-  float* partials;  // null: a block of threads goes through all splits
-  std::int32_t* counters;
-};
+constexpr unsigned kPagesOfWarp = kSplitPages / kWarps;  // in a whole split
 
 template <int kDim>
 struct Shared {
   alignas(128) bf16 ring[kWarps][kStages][2][kPage * kDim];
   Splits<kDim> splits;
   std::uint64_t full[kWarps][kStages];
-  std::int32_t arrived;
 };
 
-// Grid: splits (1 where they are not shared out) × KV heads × tokens.
+// Grid: blocks_of_context() × KV heads × tokens.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant__ Layer a) {
   extern __shared__ __align__(128) std::byte raw[];
   auto& shared = *reinterpret_cast<Shared<kDim>*>(raw);
   const int warp = static_cast<int>(threadIdx.x / 32);
@@ -47,22 +42,21 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
   const int last = a.batch.positions[token];
   const int pages = last / kPage + 1;
   const int splits = (pages + kSplitPages - 1) / kSplitPages;
-  const bool shared_out = a.partials != nullptr;
-  const int first_split = static_cast<int>(blockIdx.x);
-  const int end_split = shared_out ? first_split + 1 : splits;
-  if (first_split >= splits) return;
-  const int end_page = min(pages, end_split * kSplitPages);
+  const int cluster = min(static_cast<int>(gridDim.x), splits);  // blocks of threads that have a split
+  const int rank = static_cast<int>(blockIdx.x);
+  if (rank >= cluster) return;
 
-  // A warp's pages run on from one split into the next, and so does its ring. Each lane looks after every
-  // 32nd of them, and knows the block of its next one.
+  // A warp's pages run on from one of its splits into the next, and so does its ring. Each lane looks after
+  // every 32nd of them, and knows the block of its next one.
   const std::int32_t* const blocks = a.batch.block_tables + a.batch.table_starts[token];
   const auto page_of = [&](unsigned n) {
-    return first_split * kSplitPages + static_cast<int>(n) * kWarps + warp;
+    return (rank + static_cast<int>(n / kPagesOfWarp) * cluster) * kSplitPages +
+           static_cast<int>(n % kPagesOfWarp) * kWarps + warp;
   };
-  const auto block_of = [&](unsigned n) { return page_of(n) < end_page ? blocks[page_of(n)] : 0; };
+  const auto block_of = [&](unsigned n) { return page_of(n) < pages ? blocks[page_of(n)] : 0; };
   std::int32_t block = block_of(static_cast<unsigned>(lane));
   const auto issue = [&](unsigned n) {  // by lane n % 32
-    if (page_of(n) >= end_page) return;
+    if (page_of(n) >= pages) return;
     constexpr std::uint32_t kPageBytes = kPage * kDim * sizeof(bf16);
     const std::int64_t at = (block * a.shape.num_kv_heads + kv_head) * (kPage * kDim);
     const unsigned stage = n % kStages;
@@ -90,13 +84,15 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
     }
   }
 
+  // What this thread folds: eight dimensions of one head.
   constexpr int kThreadsPerHead = kDim / 8;
   const int head = static_cast<int>(threadIdx.x) / kThreadsPerHead;
   const int dim = static_cast<int>(threadIdx.x) % kThreadsPerHead * 8;
-  const bool merges = head < kHeads;
+  const bool mine = head < group && head % cluster == rank;  // of the whole context, not of a split only
   Running running;
   unsigned consumed = 0;
-  for (int split = first_split; split < end_split; ++split) {
+  for (int first = 0; first < splits; first += cluster) {
+    const int split = first + rank;  // the last turn may have none for this block
     const int end = min(pages, (split + 1) * kSplitPages);
     WarpState<kDim> state[1];
     for (int page = split * kSplitPages + warp; page < end; page += kWarps, ++consumed) {
@@ -109,71 +105,51 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
       __syncwarp();  // all lanes have read the page
       if (lane == static_cast<int>((consumed + kStages) % 32)) issue(consumed + kStages);
     }
+    if (first > 0) {  // the others have read this block's result of the turn before
+      cluster_arrive();
+      cluster_wait();
+    }
     shared.splits.publish(state[0]);
     __syncthreads();
-    if (merges) {
-      const Running of_split = shared.splits.fold(head, dim, end - split * kSplitPages);
-      if (shared_out) {
-        running = of_split;
-      } else {
-        running.fold(of_split.max, of_split.sum, of_split.o);
-      }
-    }
-    __syncthreads();  // before the next split's results overwrite these
-  }
-
-  if (shared_out) {
-    constexpr int kStride = kDim + 2;
-    const std::int64_t first = (token * gridDim.x) * a.shape.num_kv_heads * kHeads;
-    const auto partial = [&](int split) {
-      return a.partials + (first + (split * a.shape.num_kv_heads + kv_head) * kHeads + head) * kStride;
-    };
-    if (merges) {
-      float* const mine = partial(first_split);
+    if (head < kHeads)
+      shared.splits.keep(shared.splits.fold(head, dim, end - split * kSplitPages), head, dim);
+    cluster_arrive_shared();
+    cluster_wait();
+    if (mine) {
+      Running results[kMostBlocks];  // all are asked for before the first is used
 #pragma unroll
-      for (int i = 0; i < 8; ++i) mine[dim + i] = running.o[i];
-      if (dim == 0) {
-        mine[kDim] = running.max;
-        mine[kDim + 1] = running.sum;
-      }
-    }
-    __threadfence();
-    __syncthreads();
-    std::int32_t* const counter = a.counters + token * a.shape.num_kv_heads + kv_head;
-    if (threadIdx.x == 0) shared.arrived = atomicAdd(counter, 1);
-    __syncthreads();
-    if (shared.arrived != splits - 1) return;
-    __threadfence();
-    if (threadIdx.x == 0) *counter = 0;
-    running = {};
-    if (merges) {
-      for (int split = 0; split < splits; ++split) {
-        const float* const other = partial(split);
-        float o[8];
+      for (int i = 0; i < kMostBlocks; ++i)
+        if (i < cluster && first + i < splits)
+          results[i] = in_block(&shared.splits, static_cast<std::uint32_t>(i))->of_warp(0, head, dim);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) o[i] = __ldcg(other + dim + i);
-        running.fold(__ldcg(other + kDim), __ldcg(other + kDim + 1), o);
-      }
+      for (int i = 0; i < kMostBlocks; ++i)
+        if (i < cluster && first + i < splits) running.fold(results[i]);
     }
+    __syncwarp();
   }
 
   float v[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] = __fdividef(running.o[i], running.sum);
   const auto cols = static_cast<int>(a.shape.num_heads) * kDim;
-  const int col = merges && head < group ? (static_cast<int>(kv_head) * group + head) * kDim + dim : cols;
+  const int col = mine ? (static_cast<int>(kv_head) * group + head) * kDim + dim : cols;
   write_activation(a.row(token, cols, a.fp8()), col, v);
+  __syncwarp();
+  cluster_arrive_shared();
+  cluster_wait();  // nobody still reads out of this block
 }
 
 template <int kDim>
-void run(const Arguments& arguments, unsigned splits, cudaStream_t stream) {
+void run(const Layer& layer, cudaStream_t stream) {
   check(cudaFuncSetAttribute(gqa_kernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              sizeof(Shared<kDim>)),
         "shared memory for attention");
-  launch(gqa_kernel<kDim>,
-         dim3(splits, static_cast<unsigned>(arguments.shape.num_kv_heads),
-              static_cast<unsigned>(arguments.batch.tokens)),
-         dim3(kThreads), sizeof(Shared<kDim>), stream, arguments);
+  const auto tokens = static_cast<unsigned>(layer.batch.tokens);
+  const auto kv_heads = static_cast<unsigned>(layer.shape.num_kv_heads);
+  const auto cluster = static_cast<unsigned>(
+      blocks_of_context(layer.batch.tokens, layer.shape.num_kv_heads, layer.batch.longest_context));
+  launch_clusters(cluster, gqa_kernel<kDim>, dim3(cluster, kv_heads, tokens), dim3(kThreads),
+                  sizeof(Shared<kDim>), stream, layer);
 }
 
 }  // namespace
@@ -184,15 +160,9 @@ bool gqa_attention_takes(const AttentionShape& shape) {
 }
 
 void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
-                   const Activation& out, const AttentionWorkspace& workspace, cudaStream_t stream) {
-  const std::int64_t splits = (batch.longest_context + kSplitPositions - 1) / kSplitPositions;
-  const bool share_out = workspace.partials != nullptr && shares_contexts(batch.tokens, shape.num_kv_heads) &&
-                         batch.tokens * splits <= kMaxSharedSplits;
-  const Arguments arguments{
-      {qkv, batch, shape, kv, out}, share_out ? workspace.partials : nullptr, workspace.counters};
-  const unsigned blocks = share_out ? static_cast<unsigned>(splits) : 1;
-  if (shape.head_dim == 64) return run<64>(arguments, blocks, stream);
-  run<128>(arguments, blocks, stream);
+                   const Activation& out, cudaStream_t stream) {
+  const Layer layer(qkv, batch, shape, kv, out);
+  shape.head_dim == 64 ? run<64>(layer, stream) : run<128>(layer, stream);
 }
 
 }  // namespace octavo::cuda

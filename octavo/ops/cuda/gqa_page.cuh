@@ -178,21 +178,21 @@ struct Running {
   float max = -INFINITY;
   float sum = 0;
   float o[8] = {};
-  __device__ void fold(float next_max, float next_sum, const float (&next)[8]) {
-    const float now = fmaxf(max, next_max);
+  __device__ void fold(const Running& next) {
+    const float now = fmaxf(max, next.max);
     const float keep = exp2_fast(max - now);
-    const float take = exp2_fast(next_max - now);
+    const float take = exp2_fast(next.max - now);
     max = now;
-    sum = __fmaf_rn(sum, keep, __fmul_rn(next_sum, take));
+    sum = __fmaf_rn(sum, keep, __fmul_rn(next.sum, take));
 #pragma unroll
-    for (int i = 0; i < 8; ++i) o[i] = __fmaf_rn(o[i], keep, __fmul_rn(next[i], take));
+    for (int i = 0; i < 8; ++i) o[i] = __fmaf_rn(o[i], keep, __fmul_rn(next.o[i], take));
   }
 };
 
 // The warps' splits of one tile of columns, as they leave them to be folded.
 template <int kDim>
 struct Splits {
-  float o[kWarps][kHeads][kDim + 4];  // 4: columns two apart lie eight banks apart
+  alignas(16) float o[kWarps][kHeads][kDim + 4];  // 4: columns two apart lie eight banks apart
   float max[kWarps][kHeads];
   float sum[kWarps][kHeads];
 
@@ -216,17 +216,30 @@ struct Splits {
       }
     }
   }
+  __device__ Running of_warp(int warp, int head, int dim) const {
+    const auto* const eight = reinterpret_cast<const float4*>(&o[warp][head][dim]);
+    const float4 low = eight[0];
+    const float4 high = eight[1];
+    return {max[warp][head], sum[warp][head], {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+  }
   // A split of `pages` pages: of the warps that had one, in rising order.
   __device__ Running fold(int head, int dim, int pages) const {
     Running split;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      float of_warp[8];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) of_warp[i] = o[w][head][dim + i];
-      if (w < pages) split.fold(max[w][head], sum[w][head], of_warp);
+      const Running next = of_warp(w, head, dim);
+      if (w < pages) split.fold(next);
     }
     return split;
+  }
+  // Puts a folded split where its first warp's part was. By whole warps, which have a head's parts whole.
+  __device__ void keep(const Running& split, int head, int dim) {
+    __syncwarp();  // all have read maximum and sum
+    auto* const eight = reinterpret_cast<float4*>(&o[0][head][dim]);
+    eight[0] = {split.o[0], split.o[1], split.o[2], split.o[3]};
+    eight[1] = {split.o[4], split.o[5], split.o[6], split.o[7]};
+    max[0][head] = split.max;
+    sum[0][head] = split.sum;
   }
 };
 

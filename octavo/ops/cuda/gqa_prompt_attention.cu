@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
       const int own = (position + token) / kPage + 1 - split * kSplitPages;  // pages of the token's split
       if (merges && token < count && own > 0) {
         const Running of_split = shared.splits.fold(column, dim, own);
-        running[tile].fold(of_split.max, of_split.sum, of_split.o);
+        running[tile].fold(of_split);
       }
       __syncthreads();  // before the next results overwrite these
     }

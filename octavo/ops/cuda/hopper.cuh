@@ -20,7 +20,23 @@ __device__ inline std::uint32_t rank_in_cluster() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+// Where a block of the cluster has what lies at `p` in the caller's shared memory.
+template <typename T>
+__device__ T* in_block(T* p, std::uint32_t rank) {
+  std::uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
+  return reinterpret_cast<T*>(there);
+}
+// Blocks of threads that have ended count as arrived.
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+// The same, but of what this thread wrote it publishes only what lies in its own shared memory, and does not
+// wait for the rest.
+__device__ inline void cluster_arrive_shared() {
+  asm volatile(
+      "fence.release.sync_restrict::shared::cta.cluster;\n"
+      "barrier.cluster.arrive.relaxed.aligned;" ::
+          : "memory");
+}
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
 // --- mbarrier. `barrier` is a shared address.

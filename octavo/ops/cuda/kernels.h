@@ -45,19 +45,10 @@ void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& s
                     const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv,
                     cudaStream_t stream);
 
-// Scratch of attention(), all optional: without `partials` and `counters` long contexts of few tokens are
-// slow, and `unquantized` is needed only where out.scales is not null.
-struct AttentionWorkspace {
-  float* partials = nullptr;         // attention_partial_bytes(shape)
-  std::int32_t* counters = nullptr;  // attention_counter_bytes(shape), zero before and after
-  bf16* unquantized = nullptr;       // [tokens, out.cols]
-};
-std::size_t attention_partial_bytes(const AttentionShape& shape);
-std::size_t attention_counter_bytes(const AttentionShape& shape);
-
-// Grouped-query attention of every token to the positions up to its own; head_dim at most 256.
+// Grouped-query attention of every token to the positions up to its own; head_dim at most 256. `unquantized`
+// is scratch [tokens, out.cols], needed only where out has scales and head_dim is not 128.
 void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
-               const Activation& out, const AttentionWorkspace& workspace, cudaStream_t stream);
+               const Activation& out, bf16* unquantized, cudaStream_t stream);
 
 // Copies one cache block to another in `layers` (host array) layers.
 void copy_kv_block(const KvLayer* layers, std::int64_t num_layers, const KvGeometry& geometry,
