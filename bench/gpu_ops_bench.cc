@@ -201,14 +201,11 @@ void attention() {
     const KvLayer kv{keys.data(), values.data()};
     const DeviceBuffer out(static_cast<std::size_t>(sequences) * 4096 * 2);
     const DeviceBuffer scales(static_cast<std::size_t>(sequences) * 32 * 4);
-    row("rope + cache write, 32/8 heads of 128", sequences,
-        static_cast<double>(sequences) * (5120 * 4 + 1024 * 4), time_us(20, [&](int) {
-          cuda::rope_and_store(qkv.data<bf16>(), batch, shape, nullptr, nullptr, 1e-5F,
-                               {rope.data<float>(), rope.data<float>() + padded_context * 64}, kv, stream);
-        }));
-    row(fmt::format("attention of a decode + quantize, context {}", padded_context), sequences,
-        2.0 * static_cast<double>(geometry.layer_bytes()), time_us(4, [&](int) {
-          cuda::attention(qkv.data<bf16>(), batch, shape, kv,
+    const cuda::HeadRotation rotation{
+        .table = {rope.data<float>(), rope.data<float>() + padded_context * 64}};
+    row(fmt::format("rope, cache write and attention of a decode + quantize, context {}", padded_context),
+        sequences, 2.0 * static_cast<double>(geometry.layer_bytes()), time_us(4, [&](int) {
+          cuda::attention(qkv.data<bf16>(), batch, shape, rotation, kv,
                           {out.data<bf16>(), scales.data<float>(), 4096, false}, nullptr, stream);
         }));
   }

@@ -133,7 +133,8 @@ class Ops {
   virtual void logits(const Activation& x, std::int64_t tokens, const LinearWeight& weight, float* out) = 0;
 
   // In qkv [T, qkv_cols]: optional RMSNorm of every q and k head, rotary embedding (HF's half-split order),
-  // then k and v are written to the cache. Norm weights are [head_dim] or null.
+  // then k and v are written to the cache. Norm weights are [head_dim] or null. attention() of the same
+  // tokens follows, and the GPU's may do all this itself: until then neither qkv nor the cache may be read.
   virtual void rope_and_store(bf16* qkv, const Batch& batch, const AttentionShape& shape, const float* q_norm,
                               const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv) = 0;
 

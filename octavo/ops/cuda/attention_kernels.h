@@ -22,10 +22,12 @@ inline std::int64_t blocks_of_context(std::int64_t tokens, std::int64_t num_kv_h
 }
 
 bool gqa_attention_takes(const AttentionShape& shape);
-// `out` may have scales only where head_dim is 128, a quantization group.
-void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
-                   const Activation& out, cudaStream_t stream);
-// The same bits, by batch.runs: for prompts.
+// rope_and_store() and attention of tokens each of which is its sequence's only one. `out` may have scales
+// only where head_dim is 128, a quantization group.
+void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
+                   const HeadRotation& rotation, const KvLayer& kv, const Activation& out,
+                   cudaStream_t stream);
+// Attention alone, to the same bits, by batch.runs: for prompts.
 void gqa_prompt_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                           const KvLayer& kv, const Activation& out, cudaStream_t stream);
 

@@ -247,7 +247,8 @@ void CudaOps::logits(const Activation& x, std::int64_t tokens, const LinearWeigh
 
 void CudaOps::rope_and_store(bf16* qkv, const Batch&, const AttentionShape& shape, const float* q_norm,
                              const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv) {
-  cuda::rope_and_store(qkv, batch_, shape, q_norm, k_norm, eps, rope, kv, stream_);
+  rotation_ = {q_norm, k_norm, eps, rope};
+  cuda::rope_and_store(qkv, batch_, shape, rotation_, kv, stream_);
 }
 
 void CudaOps::attention(const bf16* qkv, const Batch&, const AttentionShape& shape, const KvLayer& kv,
@@ -258,7 +259,7 @@ void CudaOps::attention(const bf16* qkv, const Batch&, const AttentionShape& sha
     check(cudaStreamSynchronize(stream_), "stream");
     unquantized_ = DeviceBuffer(unquantized);
   }
-  cuda::attention(qkv, batch_, shape, kv, out, unquantized_.data<bf16>(), stream_);
+  cuda::attention(qkv, batch_, shape, rotation_, kv, out, unquantized_.data<bf16>(), stream_);
 }
 
 void CudaOps::silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols,

@@ -84,6 +84,7 @@ class CudaOps final : public Ops {
   const std::int32_t* token_ids_ = nullptr;
   const std::int32_t* logit_rows_ = nullptr;
   const SampleResult* results_before_ = nullptr;
+  HeadRotation rotation_;  // of rope_and_store(), for the attention() that follows
 
   std::int64_t max_tokens_ = 0;
   std::unordered_map<const void*, DeviceBuffer> scale_rows_;  // by the weight's data

@@ -10,7 +10,11 @@
 // order. Where tokens are few, a cluster of blocks of threads takes the splits in turn; after each turn every
 // block folds those heads that fall to it, out of the others' shared memory. The order never depends on how
 // many blocks there are, so neither the batch nor how a prompt was cut into steps changes a bit.
+//
+// The kernel also rotates: each warp the queries in its registers, and the warp that has the last page the
+// token's own key, which it puts into the cache and, with the value, into its copy of that page.
 #include "octavo/ops/cuda/gqa_page.cuh"
+#include "octavo/ops/cuda/gqa_rope.cuh"
 
 namespace octavo::cuda {
 namespace {
@@ -19,6 +23,10 @@ using namespace gqa;
 
 constexpr int kStages = 3;
 constexpr unsigned kPagesOfWarp = kSplitPages / kWarps;  // in a whole split
+
+struct Arguments : Layer {
+  HeadRotation rotation;
+};
 
 template <int kDim>
 struct Shared {
@@ -29,7 +37,7 @@ struct Shared {
 
 // Grid: blocks_of_context() × KV heads × tokens.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant__ Layer a) {
+__global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) std::byte raw[];
   auto& shared = *reinterpret_cast<Shared<kDim>*>(raw);
   const int warp = static_cast<int>(threadIdx.x / 32);
@@ -66,6 +74,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
     bulk_copy(shared_address(shared.ring[warp][stage][1]), a.values + at, kPageBytes, full);
     block = block_of(n + 32);
   };
+  const Angles<kDim> angles(a.rotation.table, last);
   if (lane == 0) init_ring(shared.full[warp]);
   __syncwarp();
   wait_for_previous_kernel();
@@ -73,16 +82,27 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
   if (lane < kStages) issue(static_cast<unsigned>(lane));
 
   const auto group = static_cast<int>(a.shape.num_heads / a.shape.num_kv_heads);
-  std::uint32_t q[kDim / 16][2] = {};
-  if (lane / 4 < group) {
-    const bf16* const row = a.qkv + token * a.shape.qkv_cols + a.shape.q_begin +
-                            (kv_head * group + lane / 4) * kDim + lane % 4 * 2;
-#pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-      q[k][0] = *reinterpret_cast<const std::uint32_t*>(row + k * 16);
-      q[k][1] = *reinterpret_cast<const std::uint32_t*>(row + k * 16 + 8);
+  const bf16* const row = a.qkv + token * a.shape.qkv_cols;
+  HeadFragment<kDim> q;
+  if (lane / 4 < group) q.load(row + a.shape.q_begin + (kv_head * group + lane / 4) * kDim);
+  HeadPart<kDim> own_key;
+  HeadPart<kDim> own_value;
+  const bool has_last = (splits - 1) % cluster == rank && (pages - 1) % kWarps == warp;
+  if (has_last) {
+    HeadFragment<kDim> k;
+    HeadFragment<kDim> v;
+    k.load(row + a.shape.k_begin + kv_head * kDim);
+    v.load(row + a.shape.v_begin + kv_head * kDim);
+    rotate(k, a.rotation.k_norm, a.rotation.eps, angles);
+    own_key = HeadPart<kDim>(k);
+    own_value = HeadPart<kDim>(v);
+    if (const std::int32_t slot = a.batch.slots[token]; slot >= 0) {
+      const std::int64_t at = (slot / kPage * a.shape.num_kv_heads + kv_head) * (kPage * kDim);
+      own_key.store(a.keys + at, last % kPage);
+      own_value.store(a.values + at, last % kPage);
     }
   }
+  rotate(q, a.rotation.q_norm, a.rotation.eps, angles);
 
   // What this thread folds: eight dimensions of one head.
   constexpr int kThreadsPerHead = kDim / 8;
@@ -98,10 +118,17 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
     for (int page = split * kSplitPages + warp; page < end; page += kWarps, ++consumed) {
       const unsigned stage = consumed % kStages;
       wait(shared_address(&shared.full[warp][stage]), consumed / kStages % 2);
+      bf16* const keys = shared.ring[warp][stage][0];
+      bf16* const values = shared.ring[warp][stage][1];
+      if (page == pages - 1) {
+        own_key.store(keys, last % kPage);
+        own_value.store(values, last % kPage);
+        __syncwarp();
+      }
       const int valid = min(kPage, last + 1 - page * kPage);
       attend_page(
-          state, 1, [&](int, int k) { return make_uint2(q[k][0], q[k][1]); }, shared.ring[warp][stage][0],
-          shared.ring[warp][stage][1], [&](int) { return valid; }, valid, a.scale_log2);
+          state, 1, [&](int, int k) { return make_uint2(q.x[k][0], q.x[k][1]); }, keys, values,
+          [&](int) { return valid; }, valid, a.scale_log2);
       __syncwarp();  // all lanes have read the page
       if (lane == static_cast<int>((consumed + kStages) % 32)) issue(consumed + kStages);
     }
@@ -140,29 +167,32 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
 }
 
 template <int kDim>
-void run(const Layer& layer, cudaStream_t stream) {
+void run(const Arguments& arguments, cudaStream_t stream) {
   check(cudaFuncSetAttribute(gqa_kernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              sizeof(Shared<kDim>)),
         "shared memory for attention");
-  const auto tokens = static_cast<unsigned>(layer.batch.tokens);
-  const auto kv_heads = static_cast<unsigned>(layer.shape.num_kv_heads);
-  const auto cluster = static_cast<unsigned>(
-      blocks_of_context(layer.batch.tokens, layer.shape.num_kv_heads, layer.batch.longest_context));
-  launch_clusters(cluster, gqa_kernel<kDim>, dim3(cluster, kv_heads, tokens), dim3(kThreads),
-                  sizeof(Shared<kDim>), stream, layer);
+  const DeviceBatch& batch = arguments.batch;
+  const std::int64_t kv_heads = arguments.shape.num_kv_heads;
+  const auto cluster =
+      static_cast<unsigned>(blocks_of_context(batch.tokens, kv_heads, batch.longest_context));
+  launch_clusters(cluster, gqa_kernel<kDim>,
+                  dim3(cluster, static_cast<unsigned>(kv_heads), static_cast<unsigned>(batch.tokens)),
+                  dim3(kThreads), sizeof(Shared<kDim>), stream, arguments);
 }
 
 }  // namespace
 
 bool gqa_attention_takes(const AttentionShape& shape) {
   return (shape.head_dim == 64 || shape.head_dim == 128) && shape.num_heads / shape.num_kv_heads <= kHeads &&
-         shape.q_begin % 2 == 0 && shape.qkv_cols % 2 == 0;
+         shape.q_begin % 2 == 0 && shape.k_begin % 2 == 0 && shape.v_begin % 2 == 0 &&
+         shape.qkv_cols % 2 == 0;
 }
 
-void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
-                   const Activation& out, cudaStream_t stream) {
-  const Layer layer(qkv, batch, shape, kv, out);
-  shape.head_dim == 64 ? run<64>(layer, stream) : run<128>(layer, stream);
+void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
+                   const HeadRotation& rotation, const KvLayer& kv, const Activation& out,
+                   cudaStream_t stream) {
+  const Arguments arguments{{qkv, batch, shape, kv, out}, rotation};
+  shape.head_dim == 64 ? run<64>(arguments, stream) : run<128>(arguments, stream);
 }
 
 }  // namespace octavo::cuda

@@ -25,8 +25,8 @@ struct Layer {
   const bf16* qkv;
   DeviceBatch batch;
   AttentionShape shape;
-  const bf16* keys;
-  const bf16* values;
+  bf16* keys;
+  bf16* values;
   float scale_log2;  // log2(e) / √head_dim
   void* out;
   float* scales;
@@ -37,8 +37,8 @@ struct Layer {
       : qkv(qkv_rows),
         batch(of),
         shape(its_shape),
-        keys(static_cast<const bf16*>(kv.keys)),
-        values(static_cast<const bf16*>(kv.values)),
+        keys(static_cast<bf16*>(kv.keys)),
+        values(static_cast<bf16*>(kv.values)),
         scale_log2(1.44269504F / std::sqrt(static_cast<float>(its_shape.head_dim))),
         out(to.data),
         scales(to.scales),

@@ -41,14 +41,26 @@ void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride,
 void silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols, std::int64_t up_begin,
               const Activation& out, cudaStream_t stream);
 
-void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const float* q_norm,
-                    const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv,
-                    cudaStream_t stream);
+struct HeadRotation {
+  const float* q_norm = nullptr;  // [head_dim] or null
+  const float* k_norm = nullptr;
+  float eps = 0;
+  RopeTable table;
+};
+// Whether attention() does what rope_and_store() is for, which then does nothing: of decodes, for most
+// shapes.
+bool attention_rotates(const DeviceBatch& batch, const AttentionShape& shape);
 
-// Grouped-query attention of every token to the positions up to its own; head_dim at most 256. `unquantized`
-// is scratch [tokens, out.cols], needed only where out has scales and head_dim is not 128.
-void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const KvLayer& kv,
-               const Activation& out, bf16* unquantized, cudaStream_t stream);
+// As Ops::rope_and_store.
+void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
+                    const HeadRotation& rotation, const KvLayer& kv, cudaStream_t stream);
+
+// Grouped-query attention of every token to the positions up to its own, after rope_and_store() with the same
+// rotation; head_dim at most 256. `unquantized` is scratch [tokens, out.cols], needed only where out has
+// scales and head_dim is not 128.
+void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
+               const HeadRotation& rotation, const KvLayer& kv, const Activation& out, bf16* unquantized,
+               cudaStream_t stream);
 
 // Copies one cache block to another in `layers` (host array) layers.
 void copy_kv_block(const KvLayer* layers, std::int64_t num_layers, const KvGeometry& geometry,

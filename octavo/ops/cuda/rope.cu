@@ -1,4 +1,5 @@
-// Optional RMSNorm of the heads, rotary embedding, and the write into the paged cache, one warp a head.
+// Optional RMSNorm of the heads, rotary embedding, and the write into the paged cache, one warp a head. For
+// decodes gqa_rope.cuh does the same.
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/ops/cuda/kv_layout.cuh"
 #include "octavo/quant/cuda/device.h"
@@ -14,10 +15,7 @@ struct RopeArguments {
   const std::int32_t* positions;
   const std::int32_t* slots;
   AttentionShape shape;
-  const float* q_norm;
-  const float* k_norm;
-  float eps;
-  RopeTable rope;
+  HeadRotation rotation;
   bf16* keys;
   bf16* values;
 };
@@ -37,10 +35,10 @@ __device__ void rotate(const RopeArguments& a, bf16* head, const float* norm, st
     for (int i = lane; i < dim; i += 32) squares = __fmaf_rn(to_f32(head[i]), to_f32(head[i]), squares);
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(0xffffffffU, squares, step);
-    scale = __fdiv_rn(1.0F, __fsqrt_rn(__fdiv_rn(squares, static_cast<float>(dim)) + a.eps));
+    scale = __fdiv_rn(1.0F, __fsqrt_rn(__fdiv_rn(squares, static_cast<float>(dim)) + a.rotation.eps));
   }
-  const float* const cos = a.rope.cos + position * half;
-  const float* const sin = a.rope.sin + position * half;
+  const float* const cos = a.rotation.table.cos + position * half;
+  const float* const sin = a.rotation.table.sin + position * half;
   const int padded = padded_dim(dim);
   for (int i = lane; i < half; i += 32) {
     float x = to_f32(head[i]);
@@ -69,7 +67,7 @@ __global__ void __launch_bounds__(kWarps * 32) rope_kernel(RopeArguments a) {
   bf16* const row = a.qkv + token * a.shape.qkv_cols;
   const std::int64_t position = a.positions[token];
   if (head < a.shape.num_heads) {
-    rotate(a, row + a.shape.q_begin + head * a.shape.head_dim, a.q_norm, position, nullptr, 0);
+    rotate(a, row + a.shape.q_begin + head * a.shape.head_dim, a.rotation.q_norm, position, nullptr, 0);
     return;
   }
   head -= a.shape.num_heads;
@@ -82,8 +80,8 @@ __global__ void __launch_bounds__(kWarps * 32) rope_kernel(RopeArguments a) {
   const int place = slot & (kPage - 1);
   const std::int64_t at = (slot / kPage * a.shape.num_kv_heads + head) * kPage * padded;
   if (is_key) {
-    rotate(a, row + a.shape.k_begin + head * dim, a.k_norm, position, slot < 0 ? nullptr : a.keys + at,
-           place);
+    rotate(a, row + a.shape.k_begin + head * dim, a.rotation.k_norm, position,
+           slot < 0 ? nullptr : a.keys + at, place);
     return;
   }
   if (slot < 0) return;
@@ -94,18 +92,14 @@ __global__ void __launch_bounds__(kWarps * 32) rope_kernel(RopeArguments a) {
 
 }  // namespace
 
-void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape, const float* q_norm,
-                    const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv,
-                    cudaStream_t stream) {
-  if (batch.tokens == 0) return;
+void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
+                    const HeadRotation& rotation, const KvLayer& kv, cudaStream_t stream) {
+  if (batch.tokens == 0 || attention_rotates(batch, shape)) return;
   const RopeArguments arguments{qkv,
                                 batch.positions,
                                 batch.slots,
                                 shape,
-                                q_norm,
-                                k_norm,
-                                eps,
-                                rope,
+                                rotation,
                                 static_cast<bf16*>(kv.keys),
                                 static_cast<bf16*>(kv.values)};
   const auto heads = shape.num_heads + 2 * shape.num_kv_heads;

@@ -1,0 +1,43 @@
+// The input of a linear layer on the device, as the kernels under test write it.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "octavo/ops/ops.h"
+#include "octavo/quant/activation_quantizer.h"
+#include "octavo/quant/cuda/device.h"
+
+namespace octavo {
+
+inline constexpr bf16 kPoison{0x7fc0};
+
+// Device memory for an activation, poisoned, and what is read back.
+struct DeviceActivation {
+  DeviceActivation(std::int64_t rows, std::int64_t cols, bool fp8, bool pow2)
+      : data(cuda::to_device(std::vector<bf16>(static_cast<std::size_t>(rows * cols), kPoison))),
+        scales(cuda::to_device(std::vector<float>(static_cast<std::size_t>(rows * blocks_of(cols)), NAN))),
+        view{data.data<bf16>(), fp8 ? scales.data<float>() : nullptr, cols, pow2} {}
+  cuda::DeviceBuffer data;
+  cuda::DeviceBuffer scales;
+  Activation view;
+};
+
+// A fused kernel must give the bits that quantizing its own bf16 result gives.
+inline void expect_quantized(const DeviceActivation& fp8, const std::vector<bf16>& plain, std::int64_t cols) {
+  const auto rows = static_cast<std::int64_t>(plain.size()) / cols;
+  std::vector<std::uint8_t> want(plain.size());
+  std::vector<float> want_scales(static_cast<std::size_t>(rows * blocks_of(cols)));
+  quantize_activations({plain.data(), DType::kBF16, {rows, cols}, 0}, {.pow2 = fp8.view.pow2}, want.data(),
+                       want_scales.data());
+  auto codes = cuda::to_host<std::uint8_t>(fp8.data);
+  codes.resize(want.size());  // the buffer has room for bf16
+  EXPECT_EQ(codes, want);
+  auto scales = cuda::to_host<float>(fp8.scales);
+  scales.resize(want_scales.size());  // and for padding
+  EXPECT_EQ(scales, want_scales);
+}
+
+}  // namespace octavo
