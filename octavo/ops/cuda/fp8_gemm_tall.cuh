@@ -24,7 +24,7 @@ struct TallShape {
   static constexpr std::uint32_t kWeightStep = kTileRows * kStepBytes;
   static constexpr std::uint32_t kStageBytes = (kTokenStep + kWeightStep) * kSpan;
   static constexpr int kRowScales = kRows / 16;  // of a warpgroup: rows 16 i … share the i-th
-  static constexpr int kTileScales = kTileRows / 16;
+  static constexpr int kScaleLanes = 64;         // threads that copy the tokens' scales
   // A warpgroup begins a stage before it adds the sums of the one before, where its registers hold both.
   // Otherwise the other warpgroup keeps the tensor cores busy while it adds.
   static constexpr bool kOverlaps = kPerGroup == 1 && kRows <= 128;
@@ -38,9 +38,8 @@ struct TallShape {
 template <typename Shape>
 struct TallRing {
   std::uint32_t stages, full, empty;
-  using Scales = ScaleRing<Shape::kTokens, kTallScaleSteps, tall_extra_scales(Shape::kTileRows)>;
+  using Scales = ScaleRing<Shape::kTokens, kTallScaleSteps>;
   Scales scales;
-  std::uint32_t rows_full;  // the weights' part of a scale stage is there, which nothing has to wait for
 
   __device__ TallRing(const GemmTask& task, void* shared) {
     stages = (shared_address(shared) + 1023) / 1024 * 1024;
@@ -49,7 +48,6 @@ struct TallRing {
     empty = full + 8 * kMaxStages;
     scales.full = empty + 8 * kMaxStages;
     scales.empty = scales.full + 8 * kScaleStages;
-    rows_full = scales.empty + 8 * kScaleStages;
   }
   __device__ std::uint32_t tokens(std::uint32_t stage) const { return stages + stage * Shape::kStageBytes; }
   __device__ std::uint32_t weights(std::uint32_t stage) const {
@@ -64,20 +62,10 @@ struct TallRing {
       init_barrier(empty + 8 * s, Shape::kGroups * 4 * task.row_cluster * task.token_cluster);
     }
     for (int s = 0; s < kScaleStages; ++s) {
-      init_barrier(scales.full + 8 * s, 32);
-      init_barrier(rows_full + 8 * s, 32);
+      init_barrier(scales.full + 8 * s, Shape::kScaleLanes);
       init_barrier(scales.empty + 8 * s, Shape::kGroups * 128);
     }
     publish_barriers();
-  }
-
-  // A scale stage holds the tokens' scales, then each step's of the tile's rows, then for each row group
-  // whether all its rows have one scale a step.
-  __device__ float* row_scales(std::uint32_t stage) const {
-    return scales.stage(stage) + Shape::kTokens * kTallScaleSteps;
-  }
-  __device__ int* same_scales(std::uint32_t stage) const {
-    return reinterpret_cast<int*>(row_scales(stage) + Shape::kTileScales * kTallScaleSteps);
   }
 
   // fill(stage, full barrier, first step, row tile, token tile) for every stage of every tile; by one thread.
@@ -91,40 +79,6 @@ struct TallRing {
       }
     });
   }
-  // By one warp each. The weights' scales do not wait for the kernel ahead.
-  __device__ void stream_token_scales(const GemmTask& task, ClusterPlace place, int lane) const {
-    scales.template stream<32>(task, place, lane, [](int token) { return token; });
-  }
-  __device__ void stream_weight_scales(const GemmTask& task, ClusterPlace place, int lane) const {
-    scales.for_each_stage(
-        task, place, rows_full,
-        [&, scale_row = 0](std::uint32_t stage, int row_tile, int, int begin, int count) mutable {
-          if (begin == 0) scale_row = scale_row_of(task, stage, row_tile, lane);
-          if (lane >= Shape::kTileScales) return;
-          const float* const from =
-              task.weight_scales + static_cast<std::int64_t>(scale_row) * task.steps + begin;
-          float* const to = row_scales(stage) + lane;
-#pragma unroll
-          for (int i = 0; i < kTallScaleSteps; ++i)
-            if (i < count) to[i * Shape::kTileScales] = from[i];
-        });
-  }
-  // By a whole warp, whose lane is `group`: the scale row of a tile's 16 rows, and what it says of row
-  // groups.
-  __device__ int scale_row_of(const GemmTask& task, std::uint32_t stage, int row_tile, int group) const {
-    const int row = row_tile * Shape::kTileRows + group * 16;
-    const bool live = group < Shape::kTileScales && row < task.out;
-    const int scale_row = live ? task.scale_rows[row / 16] : 0;
-#pragma unroll
-    for (int g = 0; g < Shape::kTileRows / (Shape::kRowScales * 16); ++g) {
-      const int first = __shfl_sync(0xffffffffU, scale_row, g * Shape::kRowScales);
-      const bool mine = live && group / Shape::kRowScales == g;
-      const int same = __all_sync(0xffffffffU, !mine || scale_row == first);
-      if (group == 0) same_scales(stage)[g] = same;
-    }
-    return scale_row;
-  }
-
   // Does not wait for the kernel ahead.
   __device__ void stream_weights(const GemmTask& task, ClusterPlace place) const {
     prefetch_map(task.weight_map);
@@ -155,6 +109,64 @@ struct TallRing {
   }
 };
 
+// How many rows of scales a warpgroup's rows of a tile have: one; one for the first of them and another for
+// the rest; or any, where parts of a fused layer are smaller than a tile.
+enum class RowScaleKind { kOne, kTwo, kAny };
+
+// The scales of a warpgroup's kCount times 16 rows, in the registers of a warp. One or two rows of them are
+// held for 32 steps, with the next 32, of the next tile too, under way meanwhile; of any, each step's when
+// the one before ends.
+template <int kCount>
+struct RowScales {
+  // Of the next tile.
+  int next_scale_row;       // lane i's, for rows 16 i …
+  const float* next_of[2];  // [steps], of the first rows and of the last
+  float next[2];            // lane i: of the i-th of the next 32 steps
+  int next_split;
+
+  const float* of[2];
+  float held[2];
+  int split;  // the first of the kCount that has the last row of scales; kCount: there is one; -1: there are
+              // others
+  const float* own;  // lane i's, for rows 16 i …
+  float of_next_step;
+
+  __device__ void look_up(const GemmTask& task, int row, int lane) {
+    // Rows beyond the matrix are as good as the last in it.
+    next_scale_row = task.scale_rows[min(row / 16 + min(lane, kCount - 1), task.out / 16 - 1)];
+  }
+  // What look_up() found must be there by now.
+  __device__ void prefetch(const GemmTask& task, int lane) {
+    const int first = __shfl_sync(0xffffffffU, next_scale_row, 0);
+    const int last = __shfl_sync(0xffffffffU, next_scale_row, kCount - 1);
+    const unsigned others = __ballot_sync(0xffffffffU, next_scale_row != first);
+    next_split = others == 0 ? kCount : __ffs(static_cast<int>(others)) - 1;
+    if (!__all_sync(0xffffffffU, next_scale_row == (lane < next_split ? first : last))) next_split = -1;
+    next_of[0] = task.weight_scales + static_cast<std::int64_t>(first) * task.steps;
+    next_of[1] = task.weight_scales + static_cast<std::int64_t>(last) * task.steps;
+#pragma unroll
+    for (int end = 0; end < 2; ++end) next[end] = lane < task.steps ? next_of[end][lane] : 0.0F;
+  }
+  __device__ RowScaleKind begin_tile(const GemmTask& task) {
+    split = next_split;
+#pragma unroll
+    for (int end = 0; end < 2; ++end) of[end] = next_of[end];
+    if (split == kCount) return RowScaleKind::kOne;
+    own = task.weight_scales + static_cast<std::int64_t>(next_scale_row) * task.steps;
+    of_next_step = own[0];
+    return split > 0 ? RowScaleKind::kTwo : RowScaleKind::kAny;
+  }
+  // Before step `first`, a multiple of 32.
+  template <RowScaleKind kKind>
+  __device__ void hold(int first, int steps, int lane) {
+#pragma unroll
+    for (int end = 0; end < (kKind == RowScaleKind::kTwo ? 2 : 1); ++end) {
+      held[end] = next[end];
+      if (first + 32 + lane < steps) next[end] = of[end][first + 32 + lane];
+    }
+  }
+};
+
 // One warp of the multiplying warpgroups: sixteen tokens of each of its 64-token tiles.
 template <int kRows, int kTokenGroups, int kRowGroups, int kPerGroup>
 struct TallMultiplier {
@@ -169,6 +181,7 @@ struct TallMultiplier {
   RingPlace at{}, scales{};  // what is multiplied next
   Sums sums[kPerGroup];
   int row;  // the warpgroup's first
+  RowScales<Shape::kRowScales> row_scales;
 
   __device__ int token_group() const { return warp / 4 % kTokenGroups; }
   __device__ int row_group() const { return warp / 4 / kTokenGroups; }
@@ -177,15 +190,14 @@ struct TallMultiplier {
     return (token_group() * kPerGroup + t) * 64 + warp % 4 * 16 + lane / 4;
   }
 
-  // Whether all rows of the warpgroup have one scale a step.
-  __device__ bool begin_tile(int row_tile) {
-    row = row_tile * Shape::kTileRows + row_group() * kRows;
+  __device__ int first_row(int row_tile) const { return row_tile * Shape::kTileRows + row_group() * kRows; }
+  __device__ RowScaleKind begin_tile(int row_tile) {
+    row = first_row(row_tile);
 #pragma unroll
     for (int t = 0; t < kPerGroup; ++t)
 #pragma unroll
       for (int i = 0; i < kRows / 2; ++i) sums[t][i] = 0;
-    wait(ring.rows_full + 8 * scales.stage, scales.parity);
-    return ring.same_scales(scales.stage)[row_group()] != 0;
+    return row_scales.begin_tile(task);
   }
 
   // Begins the block sums of a stage's steps (beyond K they are zero).
@@ -208,41 +220,45 @@ struct TallMultiplier {
     }
     wgmma_commit();
   }
-  // The scales of a stage's steps: of this thread's two tokens, times the weight's where all rows have one.
-  // Read before the block sums are there, so that their latency is not on the way of the next.
+  // The scales of a stage's steps: of this thread's two tokens, times those of the rows where these are one
+  // or two. Read before the block sums are there, so that their latency is not on the way of the next.
+  template <RowScaleKind kKind>
   struct Scales {
-    float low[kSpan];
-    float high[kSpan];
+    static constexpr int kEnds = kKind == RowScaleKind::kTwo ? 2 : 1;
+    float low[kSpan][kEnds];
+    float high[kSpan][kEnds];
   };
-  __device__ const float* row_scales(int step) const {
-    return ring.row_scales(scales.stage) + step % kTallScaleSteps * Shape::kTileScales +
-           row_group() * Shape::kRowScales;
-  }
-  template <bool kOneScale>
-  __device__ Scales read_scales(int tile, int stage) {
+  template <RowScaleKind kKind>
+  __device__ void read_scales(Scales<kKind>& read, int tile, int stage) {
     const int first = stage * kSpan;
-    if (tile == 0 && first % kTallScaleSteps == 0) {
-      wait(ring.scales.full + 8 * scales.stage, scales.parity);
-      if (first > 0) wait(ring.rows_full + 8 * scales.stage, scales.parity);
+    if (tile == 0) {
+      if (first % kTallScaleSteps == 0) wait(ring.scales.full + 8 * scales.stage, scales.parity);
+      if (kKind != RowScaleKind::kAny && first % 32 == 0)
+        row_scales.template hold<kKind>(first, task.steps, lane);
     }
     const float* const token_scales =
         ring.scales.stage(scales.stage) + first % kTallScaleSteps * Shape::kTokens + token(tile);
-    Scales read;
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
-      read.low[i] = token_scales[i * Shape::kTokens];
-      read.high[i] = token_scales[i * Shape::kTokens + 8];
-      if (kOneScale) {
-        const float weight = *row_scales(first + i);
-        read.low[i] = __fmul_rn(read.low[i], weight);
-        read.high[i] = __fmul_rn(read.high[i], weight);
+      const float low = token_scales[i * Shape::kTokens];
+      const float high = token_scales[i * Shape::kTokens + 8];
+#pragma unroll
+      for (int end = 0; end < Scales<kKind>::kEnds; ++end) {
+        float weight = 1.0F;
+        if constexpr (kKind != RowScaleKind::kAny)
+          weight = __shfl_sync(0xffffffffU, row_scales.held[end], (first + i) % 32);
+        read.low[i][end] = __fmul_rn(low, weight);
+        read.high[i][end] = __fmul_rn(high, weight);
       }
     }
-    return read;
+    if (tile == kPerGroup - 1 && ((first + kSpan) % kTallScaleSteps == 0 || stage == task.stages - 1)) {
+      arrive(ring.scales.empty + 8 * scales.stage);
+      scales.advance(kScaleStages);
+    }
   }
-  // Adds them to the result, in rising order.
-  template <bool kOneScale>
-  __device__ void end_stage(StageSums& blocks, int tile, int stage, const Scales& read) {
+  // Adds the block sums to the result, in rising order.
+  template <RowScaleKind kKind>
+  __device__ void end_stage(StageSums& blocks, int tile, int stage, const Scales<kKind>& read) {
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
     const bool last = tile == kPerGroup - 1;
@@ -254,35 +270,39 @@ struct TallMultiplier {
     for (int i = 0; i < kSpan; ++i) {
       const int step = stage * kSpan + i;
       if (i > 0 && step >= task.steps) break;
-      promote<kOneScale>(sums[tile], blocks[i], read.low[i], read.high[i], step);
-    }
-    if (last && ((stage + 1) * kSpan % kTallScaleSteps == 0 || stage == task.stages - 1)) {
-      arrive(ring.scales.empty + 8 * scales.stage);
-      scales.advance(kScaleStages);
+      promote<kKind>(sums[tile], blocks[i], read.low[i], read.high[i]);
+      if (kKind == RowScaleKind::kAny && last && step + 1 < task.steps)
+        row_scales.of_next_step = row_scales.own[step + 1];
     }
   }
   // sums += block sums · scales of their token and of their weight rows.
-  template <bool kOneScale>
-  __device__ void promote(Sums& total, const Sums& block, float low, float high, int step) const {
-    float low_scale = low;
-    float high_scale = high;
+  template <RowScaleKind kKind, int kEnds>
+  __device__ void promote(Sums& total, const Sums& block, const float (&low)[kEnds],
+                          const float (&high)[kEnds]) const {
 #pragma unroll
-    for (int j = 0; j < kRows / 8; ++j) {
-      if (!kOneScale && j % 2 == 0) {
-        const float weight = row_scales(step)[j / 2];
-        low_scale = __fmul_rn(low, weight);
-        high_scale = __fmul_rn(high, weight);
+    for (int i = 0; i < Shape::kRowScales; ++i) {
+      float low_scale = low[0];
+      float high_scale = high[0];
+      if constexpr (kKind == RowScaleKind::kTwo) {
+        if (i >= row_scales.split) low_scale = low[1], high_scale = high[1];
+      } else if constexpr (kKind == RowScaleKind::kAny) {
+        const float weight = __shfl_sync(0xffffffffU, row_scales.of_next_step, i);
+        low_scale = __fmul_rn(low_scale, weight);
+        high_scale = __fmul_rn(high_scale, weight);
       }
-      total[j * 4] = __fmaf_rn(block[j * 4], low_scale, total[j * 4]);
-      total[j * 4 + 1] = __fmaf_rn(block[j * 4 + 1], low_scale, total[j * 4 + 1]);
-      total[j * 4 + 2] = __fmaf_rn(block[j * 4 + 2], high_scale, total[j * 4 + 2]);
-      total[j * 4 + 3] = __fmaf_rn(block[j * 4 + 3], high_scale, total[j * 4 + 3]);
+#pragma unroll
+      for (int j = i * 8; j < i * 8 + 8; j += 4) {
+        total[j] = __fmaf_rn(block[j], low_scale, total[j]);
+        total[j + 1] = __fmaf_rn(block[j + 1], low_scale, total[j + 1]);
+        total[j + 2] = __fmaf_rn(block[j + 2], high_scale, total[j + 2]);
+        total[j + 3] = __fmaf_rn(block[j + 3], high_scale, total[j + 3]);
+      }
     }
   }
 
   // One stage and tile at a time. Whether the next stage is there is asked while this one's products are
   // under way: the answer takes as long as a fifth of them.
-  template <bool kOneScale>
+  template <RowScaleKind kKind>
   __device__ void sum_in_order() {
     StageSums blocks;
     bool ready = false;
@@ -292,20 +312,21 @@ struct TallMultiplier {
 #pragma unroll
       for (int t = 0; t < kPerGroup; ++t) {
         begin_stage(blocks, place, t);
-        const Scales read = read_scales<kOneScale>(t, stage);
+        Scales<kKind> read;
+        read_scales<kKind>(read, t, stage);
         if (t == kPerGroup - 1) {
           RingPlace next = at;
           next.advance(task.weight_stages);
           ready = stage + 1 < task.stages && is_done_now(ring.full + 8 * next.stage, next.parity);
         }
         wgmma_wait<0>();
-        end_stage<kOneScale>(blocks, t, stage, read);
+        end_stage<kKind>(blocks, t, stage, read);
       }
     }
   }
 
   // With the next stage under way. As to the loop's shape see gemm_kernel.cuh.
-  template <bool kOneScale>
+  template <RowScaleKind kKind>
   __device__ void sum_overlapped() {
     StageSums even;
     StageSums odd;
@@ -317,43 +338,50 @@ struct TallMultiplier {
     };
     begin(even);
     int stage = 0;
-    Scales read;
+    Scales<kKind> read;
     for (; stage + 2 < task.stages; stage += 2) {
       begin(odd);
-      read = read_scales<kOneScale>(0, stage);
+      read_scales<kKind>(read, 0, stage);
       wgmma_wait<1>();
-      end_stage<kOneScale>(even, 0, stage, read);
+      end_stage<kKind>(even, 0, stage, read);
       begin(even);
-      read = read_scales<kOneScale>(0, stage + 1);
+      read_scales<kKind>(read, 0, stage + 1);
       wgmma_wait<1>();
-      end_stage<kOneScale>(odd, 0, stage + 1, read);
+      end_stage<kKind>(odd, 0, stage + 1, read);
     }
     if (stage + 1 < task.stages) {
       begin(odd);
-      read = read_scales<kOneScale>(0, stage);
+      read_scales<kKind>(read, 0, stage);
       wgmma_wait<1>();
-      end_stage<kOneScale>(even, 0, stage, read);
-      read = read_scales<kOneScale>(0, stage + 1);
+      end_stage<kKind>(even, 0, stage, read);
+      read_scales<kKind>(read, 0, stage + 1);
       wgmma_wait<0>();
-      end_stage<kOneScale>(odd, 0, stage + 1, read);
+      end_stage<kKind>(odd, 0, stage + 1, read);
     } else {
-      read = read_scales<kOneScale>(0, stage);
+      read_scales<kKind>(read, 0, stage);
       wgmma_wait<0>();
-      end_stage<kOneScale>(even, 0, stage, read);
+      end_stage<kKind>(even, 0, stage, read);
     }
   }
-  template <bool kOneScale>
+  template <RowScaleKind kKind>
   __device__ void sum() {
     if constexpr (Shape::kOverlaps)
-      sum_overlapped<kOneScale>();
+      sum_overlapped<kKind>();
     else
-      sum_in_order<kOneScale>();
+      sum_in_order<kKind>();
+  }
+  __device__ void sum(RowScaleKind kind) {
+    if (kind == RowScaleKind::kOne) return sum<RowScaleKind::kOne>();
+    // Tiles that fit into blocks of 128 rows meet two where a part ends inside, which is rare.
+    if constexpr (kBlock % kRows != 0) {
+      if (kind == RowScaleKind::kTwo) return sum<RowScaleKind::kTwo>();
+    }
+    sum<RowScaleKind::kAny>();
   }
 
   // The four lanes of a token hold two neighbouring rows each of every eight. Exchanged between two of them,
   // a lane holds four neighbouring rows of one chunk of eight or of the next, and a store of the four is a
   // whole sector of memory.
-  template <bool kBiased>
   __device__ void store(int token_tile) const {
     const bool odd = lane % 2 != 0;
     const int column = (odd ? 8 : 0) + lane % 4 / 2 * 4;
@@ -372,7 +400,7 @@ struct TallMultiplier {
             const int sum = (chunk + c) * 4 + half * 2;
             float low = 0;
             float high = 0;
-            if (kBiased) {
+            if (task.bias != nullptr) {
               const int at = row + (chunk + c) * 8 + lane % 4 * 2;
               if (at < task.out) low = task.bias[at], high = task.bias[at + 1];
             }
@@ -411,25 +439,31 @@ __global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPe
         let_next_kernel_start();
         ring.stream_tokens(task, place);
       }
-    } else if (role == 2) {
-      wait_for_previous_kernel();
-      ring.stream_token_scales(task, place, lane);
     } else {
-      ring.stream_weight_scales(task, place, lane);
+      wait_for_previous_kernel();
+      ring.scales.template stream<Shape::kScaleLanes>(task, place, (role - 2) * 32 + lane,
+                                                      [](int token) { return token; });
     }
   } else {
     if constexpr (Shape::kGroups > 1) take_registers<Shape::kMultiplyRegisters>();
     TallMultiplier<kRows, kTokenGroups, kRowGroups, kPerGroup> multiplier{task, ring, warp, lane};
-    TileOrder{task, place}.for_each([&](int row_tile, int token_tile) {
-      if (multiplier.begin_tile(row_tile))
-        multiplier.template sum<true>();
-      else
-        multiplier.template sum<false>();
-      if (task.bias == nullptr)
-        multiplier.template store<false>(token_tile);
-      else
-        multiplier.template store<true>(token_tile);
-    });
+    const TileOrder order{task, place};
+    const auto look_up = [&](int item) {
+      if (item < order.count())
+        order.tile(item, [&](int row_tile, int) {
+          multiplier.row_scales.look_up(task, multiplier.first_row(row_tile), lane);
+        });
+    };
+    look_up(order.first());
+    multiplier.row_scales.prefetch(task, lane);
+    for (int item = order.first(); item < order.count(); item += order.step())
+      order.tile(item, [&](int row_tile, int token_tile) {
+        const RowScaleKind kind = multiplier.begin_tile(row_tile);
+        look_up(item + order.step());
+        multiplier.sum(kind);
+        multiplier.row_scales.prefetch(task, lane);
+        multiplier.store(token_tile);
+      });
   }
   leave_cluster(task);
 }

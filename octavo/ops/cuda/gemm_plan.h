@@ -25,9 +25,6 @@ inline constexpr int kMinStages = 2;
 inline constexpr int kScaleStages = 2;
 constexpr int scale_steps(int tokens) { return tokens == 128 ? 16 : 32; }
 inline constexpr int kTallScaleSteps = 8;
-// Beside them, in tall kernels: the scales of a tile's rows, 16 of which share one, and two flags, in whole
-// 16-byte units.
-constexpr int tall_extra_scales(int rows) { return (rows / 16 * kTallScaleSteps + 2 + 3) / 4 * 4; }
 
 // A block of threads computes `rows` weight rows × `tokens` tokens over all of K.
 //
@@ -55,9 +52,8 @@ struct GemmPlan {
   std::size_t weight_stage_bytes() const { return static_cast<std::size_t>(rows * steps()) * 128; }
   std::size_t token_stage_bytes() const { return static_cast<std::size_t>(tokens * steps()) * 128; }
   std::size_t scale_bytes() const {
-    const int floats =
-        tall ? tokens * kTallScaleSteps + tall_extra_scales(rows) : tokens * scale_steps(tokens);
-    return static_cast<std::size_t>(kScaleStages * floats) * sizeof(float);
+    return static_cast<std::size_t>(kScaleStages * tokens * (tall ? kTallScaleSteps : scale_steps(tokens))) *
+           sizeof(float);
   }
   int cluster() const { return row_cluster * token_cluster; }
   std::size_t shared_bytes() const;

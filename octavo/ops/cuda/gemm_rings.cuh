@@ -57,18 +57,23 @@ struct TileOrder {
   const GemmTask& task;
   ClusterPlace place;
 
+  __device__ int cluster() const { return task.row_cluster * task.token_cluster; }
+  // A block's items: first(), then every step()-th below count().
+  __device__ int first() const { return static_cast<int>(blockIdx.x) / cluster(); }
+  __device__ int step() const { return static_cast<int>(gridDim.x) / cluster(); }
+  __device__ int count() const { return task.row_groups * task.token_groups; }
+
   template <typename Visit>  // (row tile, token tile)
+  __device__ void tile(int item, const Visit& visit) const {
+    const int band = item / (kBand * task.row_groups);
+    const int width = min(kBand, task.token_groups - band * kBand);
+    const int inside = item - band * kBand * task.row_groups;
+    visit(inside / width * task.row_cluster + place.row,
+          (band * kBand + inside % width) * task.token_cluster + place.token);
+  }
+  template <typename Visit>
   __device__ void for_each(const Visit& visit) const {
-    const int cluster = task.row_cluster * task.token_cluster;
-    const int items = task.row_groups * task.token_groups;
-    for (int item = static_cast<int>(blockIdx.x) / cluster; item < items;
-         item += static_cast<int>(gridDim.x) / cluster) {
-      const int band = item / (kBand * task.row_groups);
-      const int width = min(kBand, task.token_groups - band * kBand);
-      const int inside = item - band * kBand * task.row_groups;
-      visit(inside / width * task.row_cluster + place.row,
-            (band * kBand + inside % width) * task.token_cluster + place.token);
-    }
+    for (int item = first(); item < count(); item += step()) tile(item, visit);
   }
 };
 
@@ -104,67 +109,57 @@ __device__ inline std::uint16_t token_sharers(const GemmTask& task, ClusterPlace
 
 // The tokens' scales in shared memory: kScaleStages stages of kSteps steps of a tile's kTokens tokens, in the
 // order that place(token) gives. They come for many steps at a time, so that what a token's come in is whole
-// lines of memory. kExtra more numbers follow them.
-template <int kTokens, int kSteps, int kExtra = 0>
+// lines of memory.
+template <int kTokens, int kSteps>
 struct ScaleRing {
-  static constexpr std::uint32_t kBytes = (kTokens * kSteps + kExtra) * 4;  // of a stage
-  std::uint32_t data, full, empty;                                          // shared addresses
+  static constexpr std::uint32_t kBytes = kTokens * kSteps * 4;  // of a stage
+  std::uint32_t data, full, empty;                               // shared addresses
 
   __device__ float* stage(std::uint32_t index) const {
     return static_cast<float*>(__cvta_shared_to_generic(data + index * kBytes));
   }
 
-  // fill(stage, row tile, token tile, first step, steps) for every stage of every tile, and an arrival at its
-  // barrier of `filled`; by each thread that fills a part.
-  template <typename Fill>
-  __device__ void for_each_stage(const GemmTask& task, ClusterPlace place, std::uint32_t filled,
-                                 Fill fill) const {
-    RingPlace at;
-    TileOrder{task, place}.for_each([&](int row_tile, int token_tile) {
-      for (int begin = 0; begin < task.steps; begin += kSteps, at.advance(kScaleStages)) {
-        wait(empty + 8 * at.stage, at.parity ^ 1);
-        fill(at.stage, row_tile, token_tile, begin, min(kSteps, task.steps - begin));
-        arrive(filled + 8 * at.stage);
-      }
-    });
-  }
-
-  // The tokens', by kLanes threads, of which this is the `first`-th. They are another kernel's result of a
-  // moment ago: from L2.
+  // By kLanes threads, of which this is the `first`-th. The scales are another kernel's result of a moment
+  // ago: from L2.
   template <int kLanes, typename Place>
   __device__ void stream(const GemmTask& task, ClusterPlace cluster_place, int first,
                          const Place& place) const {
     const bool whole = task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
-    for_each_stage(
-        task, cluster_place, full, [&](std::uint32_t stage_at, int, int token_tile, int begin, int count) {
+    RingPlace at;
+    TileOrder{task, cluster_place}.for_each([&](int, int token_tile) {
+      for (int begin = 0; begin < task.steps; begin += kSteps, at.advance(kScaleStages)) {
+        const int count = min(kSteps, task.steps - begin);
+        wait(empty + 8 * at.stage, at.parity ^ 1);
 #pragma unroll
-          for (int t = first; t < kTokens; t += kLanes) {
-            const std::int64_t token = token_tile * kTokens + t;
-            if (token >= task.tokens) continue;  // its result is dropped
-            const float* const from = task.token_scales + token * task.steps + begin;
-            float* const to = stage(stage_at) + place(t);
-            if (!whole) {
-              for (int i = 0; i < count; ++i) to[i * kTokens] = __ldcg(from + i);
-              continue;
-            }
-            constexpr int kAtOnce = kSteps < 16 ? kSteps : 16;  // registers are the multiplying warps'
-            for (int i = 0; i < count; i += kAtOnce) {
-              float4 held[kAtOnce / 4];
+        for (int t = first; t < kTokens; t += kLanes) {
+          const std::int64_t token = token_tile * kTokens + t;
+          if (token >= task.tokens) continue;  // its result is dropped
+          const float* const from = task.token_scales + token * task.steps + begin;
+          float* const to = stage(at.stage) + place(t);
+          if (!whole) {
+            for (int i = 0; i < count; ++i) to[i * kTokens] = __ldcg(from + i);
+            continue;
+          }
+          constexpr int kAtOnce = kSteps < 16 ? kSteps : 16;  // registers are the multiplying warps'
+          for (int i = 0; i < count; i += kAtOnce) {
+            float4 held[kAtOnce / 4];
 #pragma unroll
-              for (int j = 0; j < kAtOnce / 4; ++j)
-                if (i + j * 4 < count) held[j] = __ldcg(reinterpret_cast<const float4*>(from + i) + j);
+            for (int j = 0; j < kAtOnce / 4; ++j)
+              if (i + j * 4 < count) held[j] = __ldcg(reinterpret_cast<const float4*>(from + i) + j);
 #pragma unroll
-              for (int j = 0; j < kAtOnce / 4; ++j) {
-                if (i + j * 4 >= count) break;
-                float* const four = to + (i + j * 4) * kTokens;
-                four[0] = held[j].x;
-                four[kTokens] = held[j].y;
-                four[2 * kTokens] = held[j].z;
-                four[3 * kTokens] = held[j].w;
-              }
+            for (int j = 0; j < kAtOnce / 4; ++j) {
+              if (i + j * 4 >= count) break;
+              float* const four = to + (i + j * 4) * kTokens;
+              four[0] = held[j].x;
+              four[kTokens] = held[j].y;
+              four[2 * kTokens] = held[j].z;
+              four[3 * kTokens] = held[j].w;
             }
           }
-        });
+        }
+        arrive(full + 8 * at.stage);
+      }
+    });
   }
 };
 
