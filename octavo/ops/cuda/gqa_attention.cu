@@ -77,9 +77,10 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
   const Angles<kDim> angles(a.rotation.table, last);
   if (lane == 0) init_ring(shared.full[warp]);
   __syncwarp();
+  // The pages are of earlier steps, but for this token's own place in the last, which is put in below.
+  if (lane < kStages) issue(static_cast<unsigned>(lane));
   wait_for_previous_kernel();
   let_next_kernel_start();
-  if (lane < kStages) issue(static_cast<unsigned>(lane));
 
   const auto group = static_cast<int>(a.shape.num_heads / a.shape.num_kv_heads);
   const bf16* const row = a.qkv + token * a.shape.qkv_cols;

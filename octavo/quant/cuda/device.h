@@ -75,7 +75,9 @@ std::vector<T> to_host(const DeviceBuffer& buffer) {
 // Waits until the kernels ahead in the stream have ended and their memory is visible. Every kernel that is
 // launched by launch() calls it before it touches memory that another kernel writes or reads.
 __device__ inline void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-// Lets the next kernel of the stream start, up to its own wait_for_previous_kernel().
+// Lets the next kernel of the stream start, up to its own wait_for_previous_kernel(). Called after this
+// kernel's own wait, so that whatever kernels further ahead wrote may be read by the next before it waits: a
+// GEMM's weights, attention's positions and pages. (Called before it, the step was no faster.)
 __device__ inline void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 // Programmatic dependent launch (CUDA programming guide, "Programmatic Dependent Launch and
