@@ -66,6 +66,11 @@ class PartialOps final : public Ops {
                 const Activation& out) override {
     if (keeps(kSilu)) inner_.silu_mul(gate_up, tokens, cols, up_begin, out);
   }
+  void gated_linear(const Activation& x, std::int64_t tokens, const LinearWeight& gate_up, bf16* wide,
+                    const Activation& out) override {
+    if (keeps(kGateUp) && keeps(kSilu)) return inner_.gated_linear(x, tokens, gate_up, wide, out);
+    Ops::gated_linear(x, tokens, gate_up, wide, out);
+  }
   void copy_kv_block(std::span<const KvLayer>, const KvGeometry&, std::int32_t, std::int32_t) override {}
 
  private:

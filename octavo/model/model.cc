@@ -44,6 +44,8 @@ void Model::reserve(std::int64_t max_tokens, std::int64_t max_logit_rows, std::i
   wide_ = reinterpret_cast<bf16*>(base + at.wide);
   activation_ = reinterpret_cast<bf16*>(base + at.activation);
   activation_scales_ = reinterpret_cast<float*>(base + at.activation_scales);
+  gated_ = reinterpret_cast<bf16*>(base + at.gated);
+  gated_scales_ = reinterpret_cast<float*>(base + at.gated_scales);
   logits_ = reinterpret_cast<float*>(base + at.logits);
 }
 
@@ -56,9 +58,11 @@ std::size_t Model::scratch_bytes(std::int64_t max_tokens, std::int64_t max_logit
 Model::Layout Model::lay_out(std::int64_t max_tokens, std::int64_t max_logit_rows) const {
   std::int64_t wide = 0;
   std::int64_t widest_input = spec_.hidden_size;
+  std::int64_t gated = 0;
   for (const LayerWeights& layer : weights_.layers()) {
     wide = std::max({wide, layer.qkv.out, layer.gate_up.out});
-    widest_input = std::max({widest_input, layer.o.in, layer.down.in});
+    widest_input = std::max(widest_input, layer.o.in);
+    gated = std::max(gated, layer.down.in);
   }
   const std::int64_t delta = weights_.layers().empty() ? 0 : weights_.layers().front().o.out;
 
@@ -72,6 +76,8 @@ Model::Layout Model::lay_out(std::int64_t max_tokens, std::int64_t max_logit_row
   at.wide = place(max_tokens * wide * 2);
   at.activation = place(max_tokens * widest_input * 2);
   at.activation_scales = place(max_tokens * blocks_of(widest_input) * 4);
+  at.gated = place(max_tokens * gated * 2);
+  at.gated_scales = place(max_tokens * blocks_of(gated) * 4);
   at.logits = place(max_logit_rows * logits_stride() * 4);
   return at;
 }
@@ -110,9 +116,10 @@ const float* Model::compute(Ops& ops, const Batch& batch, std::span<const KvLaye
 
     const Activation mlp_in = activation_for(layer.gate_up);
     ops.add_rms_norm(residual_, delta_, layer.o.out, tokens, layer.post_norm, eps, mlp_in);
-    ops.linear(mlp_in, tokens, layer.gate_up, wide_);
-    const Activation gated = activation_for(layer.down);
-    ops.silu_mul(wide_, tokens, layer.gate_up.out, layer.gate_up.parts[1].row_begin, gated);
+    Activation gated = activation_for(layer.down);
+    gated.data = gated_;
+    if (gated.scales != nullptr) gated.scales = gated_scales_;
+    ops.gated_linear(mlp_in, tokens, layer.gate_up, wide_, gated);
     ops.linear(gated, tokens, layer.down, delta_);
     delta = delta_;
     delta_stride = layer.down.out;

@@ -46,7 +46,7 @@ class Model {
  private:
   // Where the pieces of scratch_ begin, in bytes.
   struct Layout {
-    std::size_t residual, delta, wide, activation, activation_scales, logits, bytes;
+    std::size_t residual, delta, wide, activation, activation_scales, gated, gated_scales, logits, bytes;
   };
   Layout lay_out(std::int64_t max_tokens, std::int64_t max_logit_rows) const;
   Activation activation_for(const LinearWeight& consumer);
@@ -66,6 +66,9 @@ class Model {
   bf16* wide_ = nullptr;        // the fused q|k|v or gate|up
   bf16* activation_ = nullptr;  // the input of the next linear layer
   float* activation_scales_ = nullptr;
+  bf16* gated_ =
+      nullptr;  // the input of `down`: apart, since gate|up may still read its own while it is written
+  float* gated_scales_ = nullptr;
   float* logits_ = nullptr;  // [max_logit_rows, logits_stride]
 };
 

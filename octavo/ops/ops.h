@@ -147,6 +147,14 @@ class Ops {
   virtual void silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols,
                         std::int64_t up_begin, const Activation& out) = 0;
 
+  // silu_mul(linear(x, gate_up)), with `wide` [T, gate_up.out] for what lies between. `out` must not overlap
+  // x.
+  virtual void gated_linear(const Activation& x, std::int64_t tokens, const LinearWeight& gate_up, bf16* wide,
+                            const Activation& out) {
+    linear(x, tokens, gate_up, wide);
+    silu_mul(wide, tokens, gate_up.out, gate_up.parts[1].row_begin, out);
+  }
+
   // Copies the keys and values of one block to another, in every layer given.
   virtual void copy_kv_block(std::span<const KvLayer> layers, const KvGeometry& geometry, std::int32_t from,
                              std::int32_t to) = 0;

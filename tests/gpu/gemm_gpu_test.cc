@@ -11,6 +11,7 @@
 #include "octavo/base/error.h"
 #include "octavo/ops/cuda/cublaslt_gemm.h"
 #include "octavo/ops/cuda/gemm_task.h"
+#include "octavo/ops/cuda/kernels.h"
 #include "octavo/quant/block_scaling.h"
 #include "octavo/quant/cuda/activation_quantizer.h"
 #include "octavo/quant/cuda/device.h"
@@ -140,6 +141,38 @@ class GpuGemm : public testing::Test {
  protected:
   GpuRandom random_;
 };
+
+// gate|up with SiLU in one kernel: the bits of the two.
+TEST_F(GpuGemm, GatedIsTheLinearLayerAndThenSilu) {
+  for (int round = 0; round < 12; ++round) {
+    const std::int64_t cols = kBlock * random_.in(1, round == 0 ? 120 : 12);
+    const std::int64_t m = random_.in(1, 16);
+    const std::int64_t k = 16 * random_.in(1, 40);
+    SCOPED_TRACE(testing::Message() << "M " << m << " N " << 2 * cols << " K " << k);
+    const Problem problem(random_, m, 2 * cols, k, round % 3 == 0);
+    const bool pow2 = round % 2 == 0;
+    const auto result = [&] {
+      return std::pair{to_device(std::vector<std::uint8_t>(static_cast<std::size_t>(m * cols), 0x7f)),
+                       to_device(std::vector<float>(static_cast<std::size_t>(m * blocks_of(cols)), NAN))};
+    };
+    const auto view = [&](const auto& of) {
+      return Activation{reinterpret_cast<bf16*>(of.first.template data<std::uint8_t>()),
+                        of.second.template data<float>(), cols, pow2};
+    };
+    const auto want = result();
+    problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) {
+      cuda::fp8_gemm(gemm, nullptr);
+      cuda::silu_mul(gemm.y, m, gemm.y_stride, cols, view(want), nullptr);
+    });
+    const auto got = result();
+    problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) {
+      ASSERT_TRUE(cuda::fp8_gemm_takes_gated(gemm, view(got)));
+      cuda::fp8_gemm_gated(gemm, view(got), nullptr);
+    });
+    ASSERT_EQ(to_host<std::uint8_t>(got.first), to_host<std::uint8_t>(want.first));
+    ASSERT_EQ(to_host<float>(got.second), to_host<float>(want.second));
+  }
+}
 
 TEST_F(GpuGemm, RandomAndRaggedShapesAgainstFp64) {
   for (int round = 0; round < 60; ++round) {

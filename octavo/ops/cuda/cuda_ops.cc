@@ -208,6 +208,20 @@ void any_linear(const Bf16Gemm& gemm, cudaStream_t stream) {
 
 }  // namespace
 
+Fp8Gemm CudaOps::fp8_layer(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) {
+  return {.tokens = tokens,
+          .out = weight.out,
+          .in = weight.in,
+          .weight = static_cast<const std::uint8_t*>(weight.data),
+          .weight_scales = weight.scales,
+          .scale_rows = scale_rows_of(weight),
+          .x = codes(x),
+          .x_scales = x.scales,
+          .bias = weight.bias,
+          .y = out,
+          .y_stride = weight.out};
+}
+
 void CudaOps::linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) {
   assert(x.cols == weight.in);
   if (weight.precision == Precision::kBF16) {
@@ -221,17 +235,7 @@ void CudaOps::linear(const Activation& x, std::int64_t tokens, const LinearWeigh
                stream_);
     return;
   }
-  const Fp8Gemm gemm{.tokens = tokens,
-                     .out = weight.out,
-                     .in = weight.in,
-                     .weight = static_cast<const std::uint8_t*>(weight.data),
-                     .weight_scales = weight.scales,
-                     .scale_rows = scale_rows_of(weight),
-                     .x = codes(x),
-                     .x_scales = x.scales,
-                     .bias = weight.bias,
-                     .y = out,
-                     .y_stride = weight.out};
+  const Fp8Gemm gemm = fp8_layer(x, tokens, weight, out);
   cublaslt_ ? cublaslt_->fp8_gemm(gemm, stream_) : any_linear(gemm, stream_);
 }
 
@@ -265,6 +269,15 @@ void CudaOps::attention(const bf16* qkv, const Batch&, const AttentionShape& sha
 void CudaOps::silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols,
                        std::int64_t up_begin, const Activation& out) {
   cuda::silu_mul(gate_up, tokens, gate_up_cols, up_begin, out, stream_);
+}
+
+void CudaOps::gated_linear(const Activation& x, std::int64_t tokens, const LinearWeight& gate_up, bf16* wide,
+                           const Activation& out) {
+  if (gate_up.precision == Precision::kFP8 && !cublaslt_ && gate_up.in % 16 == 0) {
+    const Fp8Gemm gemm = fp8_layer(x, tokens, gate_up, nullptr);
+    if (fp8_gemm_takes_gated(gemm, out)) return fp8_gemm_gated(gemm, out, stream_);
+  }
+  Ops::gated_linear(x, tokens, gate_up, wide, out);
 }
 
 void CudaOps::copy_kv_block(std::span<const KvLayer> layers, const KvGeometry& geometry, std::int32_t from,

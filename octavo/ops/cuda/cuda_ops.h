@@ -11,6 +11,7 @@
 
 #include "octavo/ops/cuda/cublaslt_gemm.h"
 #include "octavo/ops/cuda/device_storage.h"
+#include "octavo/ops/cuda/gemm.h"
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/ops/ops.h"
 
@@ -60,6 +61,8 @@ class CudaOps final : public Ops {
                  const Activation& out) override;
   void silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols, std::int64_t up_begin,
                 const Activation& out) override;
+  void gated_linear(const Activation& x, std::int64_t tokens, const LinearWeight& gate_up, bf16* wide,
+                    const Activation& out) override;
   void copy_kv_block(std::span<const KvLayer> layers, const KvGeometry& geometry, std::int32_t from,
                      std::int32_t to) override;
 
@@ -70,6 +73,7 @@ class CudaOps final : public Ops {
   };
 
   const std::int32_t* scale_rows_of(const LinearWeight& weight);
+  Fp8Gemm fp8_layer(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out);
   void prepare_cublaslt(const LinearWeight& weight);
 
   std::string name_;

@@ -1,10 +1,15 @@
 #include "octavo/ops/cuda/gemm.h"
 
+#include <cassert>
+
 #include "octavo/ops/cuda/gemm_launch.h"
 
 namespace octavo::cuda {
 
-void fp8_gemm(const Fp8Gemm& g, const GemmPlan& plan, cudaStream_t stream) {
+namespace {
+
+// y, or `gated` where there is one.
+void run(const Fp8Gemm& g, const GemmPlan& plan, const Activation* gated, cudaStream_t stream) {
   const GemmOperands operands{.kind = "FP8",
                               .element_bytes = 1,
                               .tokens = g.tokens,
@@ -12,8 +17,8 @@ void fp8_gemm(const Fp8Gemm& g, const GemmPlan& plan, cudaStream_t stream) {
                               .in = g.in,
                               .weight = g.weight,
                               .x = g.x,
-                              .y = g.y,
-                              .y_stride = g.y_stride};
+                              .y = gated == nullptr ? g.y : gated->data,
+                              .y_stride = gated == nullptr ? g.y_stride : g.out};
   check_operands(operands);
   GemmTask task = gemm_task(operands, plan);
   task.weight_scales = g.weight_scales;
@@ -21,12 +26,30 @@ void fp8_gemm(const Fp8Gemm& g, const GemmPlan& plan, cudaStream_t stream) {
   task.token_scales = g.x_scales;
   task.bias = g.bias;
   task.y = g.y;
+  if (gated != nullptr) {
+    task.gated = reinterpret_cast<std::uint8_t*>(gated->data);
+    task.gated_scales = gated->scales;
+    task.gated_pow2 = gated->pow2;
+  }
   launch_planned<E4M3>(task, plan, g.early, stream);
 }
+
+}  // namespace
+
+void fp8_gemm(const Fp8Gemm& g, const GemmPlan& plan, cudaStream_t stream) { run(g, plan, nullptr, stream); }
 
 void fp8_gemm(const Fp8Gemm& g, cudaStream_t stream) {
   if (g.tokens == 0) return;
   fp8_gemm(g, plan_fp8_gemm(g.out, g.in, g.tokens, multiprocessors()), stream);
+}
+
+bool fp8_gemm_takes_gated(const Fp8Gemm& g, const Activation& gated) {
+  return takes_gated(g.out, g.tokens) && gated.cols * 2 == g.out && gated.scales != nullptr;
+}
+void fp8_gemm_gated(const Fp8Gemm& g, const Activation& gated, cudaStream_t stream) {
+  if (g.tokens == 0) return;
+  assert(fp8_gemm_takes_gated(g, gated));
+  run(g, plan_gated_gemm(g.tokens), &gated, stream);
 }
 
 void bf16_gemm(const Bf16Gemm& g, const GemmPlan& plan, cudaStream_t stream) {

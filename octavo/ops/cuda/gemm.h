@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "octavo/base/dtype.h"
+#include "octavo/ops/ops.h"
 
 namespace octavo::cuda {
 
@@ -35,5 +36,11 @@ struct Fp8Gemm {
 
 // Launches; throws Error for a shape or an alignment that the descriptor rules out.
 void fp8_gemm(const Fp8Gemm& gemm, cudaStream_t stream);
+
+// silu(gate) · up, quantized, of a layer whose rows are those of gate, then as many of up: the bits of
+// fp8_gemm() and silu_mul() in one kernel. `gated` must not overlap x; y is not used. For few tokens only,
+// where a launch costs more than it computes.
+bool fp8_gemm_takes_gated(const Fp8Gemm& gemm, const Activation& gated);
+void fp8_gemm_gated(const Fp8Gemm& gemm, const Activation& gated, cudaStream_t stream);
 
 }  // namespace octavo::cuda

@@ -77,7 +77,9 @@ void check_operands(const GemmOperands& g) {
 GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   assert(std::min(plan.weight_stages, plan.token_stages) >= kMinStages);
   GemmTask task{};
-  task.weight_box = plan.rows / plan.token_cluster;
+  task.part_rows = plan.part_rows();
+  task.up_rows = static_cast<int>(g.out) / 2 - task.part_rows;
+  task.weight_box = task.part_rows / plan.token_cluster;
   task.weight_map = tensor_map(g.weight, g.element_bytes, g.out, g.in, task.weight_box);
   task.token_box = plan.token_box(g.tokens);
   task.token_map = tensor_map(g.x, g.element_bytes, g.tokens, g.in, task.token_box);

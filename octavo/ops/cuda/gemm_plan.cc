@@ -22,7 +22,7 @@ int even_rows(std::int64_t out, std::int64_t tiles_beside, int multiprocessors, 
 
 // Shared memory to stages: tokens get enough to cover the latency of L2, the weights all the rest.
 void deal_stages(GemmPlan& plan) {
-  const std::size_t room = kMaxSharedBytes - plan.scale_bytes() - kBarrierBytes - 1024;
+  const std::size_t room = kMaxSharedBytes - plan.scale_bytes() - plan.gated_bytes() - kBarrierBytes - 1024;
   const auto fit = [](std::size_t bytes, std::size_t stage) {
     return static_cast<int>(std::min<std::size_t>(bytes / stage, kMaxStages));
   };
@@ -59,7 +59,7 @@ int GemmPlan::token_box(std::int64_t m) const {
 std::size_t GemmPlan::shared_bytes() const {
   const std::size_t weights = static_cast<std::size_t>(weight_stages) * weight_stage_bytes();
   const std::size_t rings =
-      weights + static_cast<std::size_t>(token_stages) * token_stage_bytes() + scale_bytes();
+      weights + static_cast<std::size_t>(token_stages) * token_stage_bytes() + scale_bytes() + gated_bytes();
   // The matrix instructions read whole tiles of 64 rows, in the last step too.
   const std::size_t read = weights - static_cast<std::size_t>(rows) * 128 +
                            static_cast<std::size_t>(64 * groups * per_group) * 128;
@@ -99,11 +99,22 @@ GemmPlan plan_narrow_gemm(std::int64_t out, std::int64_t m, int multiprocessors)
   GemmPlan plan;
   plan.tokens = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
   plan.rows = even_rows(out, 1, multiprocessors, 256);
-  // A step costs a warpgroup the same for 32 rows as for 64, and is what bounds it
+  // From nine tokens on a step costs a warpgroup the same for 32 rows as for 64, and is what bounds it
   // (docs/results/gpu-gemm.md): fuller tiles on half the multiprocessors are faster than half-empty ones on
   // all.
-  if (plan.rows < 64 && ceil_div(out, 64) * 2 >= multiprocessors - kSpare) plan.rows = 64;
+  if (m > 8 && plan.rows < 64 && ceil_div(out, 64) * 2 >= multiprocessors - kSpare) plan.rows = 64;
   plan.groups = plan.rows <= 64 ? 1 : plan.rows <= 128 ? 2 : 4;
+  plan.per_group = 1;
+  deal_stages(plan);
+  return plan;
+}
+
+GemmPlan plan_gated_gemm(std::int64_t m) {
+  GemmPlan plan;
+  plan.gated = true;
+  plan.tokens = m <= 8 ? 8 : 16;
+  plan.rows = 256;
+  plan.groups = 4;
   plan.per_group = 1;
   deal_stages(plan);
   return plan;
@@ -113,7 +124,8 @@ GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int mu
   assert(out > 0 && in > 0 && m > 0);
   if (m > 16) return plan_tall(out, in, m, multiprocessors);
   // Where 64 rows a tile would leave half of the multiprocessors without one.
-  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors) return tall_plan(kTallKernels[0], 1, 1);
+  if (m > 8 && ceil_div(out, kTallKernels[0].rows) <= multiprocessors)
+    return tall_plan(kTallKernels[0], 1, 1);
   return plan_narrow_gemm(out, m, multiprocessors);
 }
 

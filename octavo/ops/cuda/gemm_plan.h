@@ -45,7 +45,11 @@ struct GemmPlan {
   // Of the rings: what fits ahead of the tensor cores. Tall: equal.
   int weight_stages = 0;
   int token_stages = 0;
+  // The tile's rows are 128 of gate and 128 of up, whose product is the result (narrow, FP8).
+  bool gated = false;
 
+  int part_rows() const { return gated ? rows / 2 : rows; }
+  std::size_t gated_bytes() const { return gated ? static_cast<std::size_t>(tokens * rows) * 2 : 0; }
   int rows_of_group() const { return rows * (tokens / 64 / per_group) / groups; }  // tall
   // Of a stage.
   int steps() const { return tall ? tall_steps(rows_of_group()) : narrow_steps(tokens, groups); }
@@ -90,6 +94,9 @@ inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of thr
 // The plan for y[m, out] = x[m, in] · w[out, in]ᵀ on a device of `multiprocessors`.
 GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
 GemmPlan plan_narrow_gemm(std::int64_t out, std::int64_t m, int multiprocessors = 132);  // of either, m <= 64
+// Where takes_gated(out, m).
+constexpr bool takes_gated(std::int64_t out, std::int64_t m) { return out % 256 == 0 && m <= 16; }
+GemmPlan plan_gated_gemm(std::int64_t m);
 GemmPlan plan_bf16_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
 
 }  // namespace octavo::cuda

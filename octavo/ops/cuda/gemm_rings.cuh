@@ -177,6 +177,7 @@ struct Rings {
   std::uint32_t weights, tokens;
   std::uint32_t weight_full, weight_empty, token_full, token_empty;
   Scales scales;
+  std::uint32_t gate_up;  // a tile of results of gate and up, bf16 [kTokens, task.rows]
 
   __device__ Rings(const GemmTask& task, void* shared) {
     weight_step = static_cast<std::uint32_t>(task.rows) * kStepBytes;
@@ -190,6 +191,7 @@ struct Rings {
     token_empty = token_full + 8 * kMaxStages;
     scales.full = token_empty + 8 * kMaxStages;
     scales.empty = scales.full + 8 * kScaleStages;
+    gate_up = scales.empty + 8 * kScaleStages;
   }
 
   // By one thread. `readers`: warps that multiply; `scale_lanes`: threads that copy scales.
@@ -222,10 +224,16 @@ struct Rings {
         wait(weight_empty + 8 * at.stage, at.parity ^ 1);
         arrive_expecting(full, weight_bytes);
 #pragma unroll
-        for (int i = 0; i < kSpan; ++i)
-          copy_share(weights + at.stage * weight_bytes + i * weight_step, task.weight_map,
-                     (stage * kSpan + i) * kColumns, row_tile * task.rows, task.weight_box, place.token,
-                     task.token_cluster, mask, full, policy);
+        for (int i = 0; i < kSpan; ++i) {
+          const std::uint32_t to = weights + at.stage * weight_bytes + i * weight_step;
+          const int column = (stage * kSpan + i) * kColumns;
+          const int row = row_tile * task.part_rows;
+          copy_share(to, task.weight_map, column, row, task.weight_box, place.token, task.token_cluster, mask,
+                     full, policy);
+          if (task.gated != nullptr)
+            copy_box(to + static_cast<std::uint32_t>(task.part_rows) * kStepBytes, task.weight_map, column,
+                     row + task.part_rows + task.up_rows, full, policy);
+        }
       }
     });
   }

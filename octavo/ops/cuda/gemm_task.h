@@ -31,7 +31,15 @@ struct GemmTask {
   // Rows and tokens that one copy brings: a block's share of a tile (of the tokens, or of all there are).
   int weight_box;
   int token_box;
-  int out;           // N
+  int out;  // N
+  // A tile's rows: so many from row tile · part_rows on and, where that is not all of them, the rest from
+  // up_rows further down.
+  int part_rows;
+  int up_rows;
+  // silu(gate) · up instead of y, of gate's rows; E4M3, null where not wanted.
+  std::uint8_t* gated;
+  float* gated_scales;
+  bool gated_pow2;
   int steps;         // of 128 bytes of a row
   int stages;        // of a tile: steps / the plan's steps(), rounded up
   int rows;          // of a tile

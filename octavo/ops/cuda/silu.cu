@@ -1,5 +1,6 @@
 // SiLU(gate) · up and quantization in one pass.
 #include "octavo/ops/cuda/kernels.h"
+#include "octavo/ops/cuda/silu.cuh"
 #include "octavo/quant/cuda/device.h"
 #include "octavo/quant/cuda/group_quantizer.cuh"
 
@@ -7,10 +8,6 @@ namespace octavo::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// The hardware's exponential and reciprocal are good to 2^-21, far below bf16's 2^-9, and leave the kernel
-// bound by memory, which exact ones would not.
-__device__ float silu(float gate) { return __fdividef(gate, 1.0F + __expf(-gate)); }
 
 // A thread takes eight columns of one token. Grid: tokens × pieces of 2048 columns.
 __global__ void __launch_bounds__(kThreads)

@@ -20,6 +20,15 @@ struct ActivationRow {
   bool pow2;
 };
 
+// A group's eight values of this lane, already rounded to bf16: its scale, by all lanes of a warp.
+__device__ inline Scale group_scale(const float (&v)[8], bool pow2) {
+  std::uint32_t largest = magnitude_bits(v);
+#pragma unroll
+  for (int lane = kLanesPerGroup / 2; lane > 0; lane /= 2)
+    largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, lane));
+  return divide_scale(__uint_as_float(largest), pow2);
+}
+
 // Writes the eight values at `col` of the row. Called by all lanes of a warp, each half of which holds one
 // group; a lane past the end of the row passes zeros. Values are rounded to bf16 first (docs/numerics.md).
 __device__ inline void write_activation(const ActivationRow& row, int col, float (&v)[8]) {
@@ -32,12 +41,7 @@ __device__ inline void write_activation(const ActivationRow& row, int col, float
     return;
   }
   unpack8(rounded, v);
-  std::uint32_t largest = magnitude_bits(v);
-#pragma unroll
-  for (int lane = kLanesPerGroup / 2; lane > 0; lane /= 2)
-    largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, lane));
-  const Scale scale =
-      device_scale(__uint_as_float(largest), {.pow2 = row.pow2, .formula = ScaleFormula::kDivide});
+  const Scale scale = group_scale(v, row.pow2);
   if (count <= 0) return;
   store8(static_cast<std::uint8_t*>(row.data) + col, whole, count, e4m3x8(v, scale.multiplier));
   if (col % kBlock == 0) row.scales[col / kBlock] = scale.scale;

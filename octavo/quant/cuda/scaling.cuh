@@ -13,16 +13,22 @@ namespace octavo::cuda {
 
 __device__ inline float quiet_nan() { return __uint_as_float(0x7fc00000U); }
 
+inline constexpr float kE4m3Max = 448.0F;
+
+// ScaleFormula::kDivide, which activations have. One path, for kernels that have little room for code.
+__device__ inline Scale divide_scale(float amax, bool pow2) {
+  const float quotient = __fdiv_rn(amax, kE4m3Max);
+  const float rounded =
+      pow2 ? __uint_as_float((__float_as_uint(quotient) + 0x7fffffU) & 0x7f800000U) : quotient;
+  const float scale = isnan(amax) ? quiet_nan() : quotient < FLT_MIN ? 1.0F : rounded;
+  return {scale, __frcp_rn(scale)};
+}
+
 __device__ inline Scale device_scale(float amax, ScalingOptions options) {
   if (isnan(amax)) return {quiet_nan(), quiet_nan()};
-  constexpr float kMax = 448.0F;
+  if (options.formula == ScaleFormula::kDivide) return divide_scale(amax, options.pow2);
+  constexpr float kMax = kE4m3Max;
   const float quotient = __fdiv_rn(amax, kMax);
-  if (options.formula == ScaleFormula::kDivide) {
-    if (quotient < FLT_MIN) return {1.0F, 1.0F};
-    const float scale =
-        options.pow2 ? __uint_as_float((__float_as_uint(quotient) + 0x7fffffU) & 0x7f800000U) : quotient;
-    return {scale, __frcp_rn(scale)};
-  }
   if (!options.pow2) {
     const float multiplier = __fdiv_rn(kMax, amax);
     const float scale = __frcp_rn(multiplier);
