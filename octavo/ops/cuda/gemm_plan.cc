@@ -99,10 +99,10 @@ GemmPlan plan_narrow_gemm(std::int64_t out, std::int64_t m, int multiprocessors)
   GemmPlan plan;
   plan.tokens = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
   plan.rows = even_rows(out, 1, multiprocessors, 256);
-  // From nine tokens on a step costs a warpgroup the same for 32 rows as for 64, and is what bounds it
+  // A step costs a warpgroup the same for 32 rows as for 64, and is what bounds it
   // (docs/results/gpu-gemm.md): fuller tiles on half the multiprocessors are faster than half-empty ones on
   // all.
-  if (m > 8 && plan.rows < 64 && ceil_div(out, 64) * 2 >= multiprocessors - kSpare) plan.rows = 64;
+  if (plan.rows < 64 && ceil_div(out, 64) * 2 >= multiprocessors - kSpare) plan.rows = 64;
   plan.groups = plan.rows <= 64 ? 1 : plan.rows <= 128 ? 2 : 4;
   plan.per_group = 1;
   deal_stages(plan);
@@ -124,7 +124,7 @@ GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int mu
   assert(out > 0 && in > 0 && m > 0);
   if (m > 16) return plan_tall(out, in, m, multiprocessors);
   // Where 64 rows a tile would leave half of the multiprocessors without one.
-  if (m > 8 && ceil_div(out, kTallKernels[0].rows) <= multiprocessors)
+  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors)
     return tall_plan(kTallKernels[0], 1, 1);
   return plan_narrow_gemm(out, m, multiprocessors);
 }
