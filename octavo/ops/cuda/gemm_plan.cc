@@ -124,8 +124,7 @@ GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int mu
   assert(out > 0 && in > 0 && m > 0);
   if (m > 16) return plan_tall(out, in, m, multiprocessors);
   // Where 64 rows a tile would leave half of the multiprocessors without one.
-  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors)
-    return tall_plan(kTallKernels[0], 1, 1);
+  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors) return tall_plan(kTallKernels[0], 1, 1);
   return plan_narrow_gemm(out, m, multiprocessors);
 }
 
