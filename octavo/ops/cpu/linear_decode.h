@@ -1,4 +1,5 @@
-// Weight tiles and tokens as the linear layer's register blocks want them. Part of linear_kernels.cc.
+// Weight tiles and tokens as the linear layer's register blocks want them. Part of linear_kernels.cc and
+// linear_amx.cc.
 #pragma once
 
 #include <cstdint>
@@ -23,50 +24,63 @@ constexpr std::int64_t kPairElements = 32;
 
 #if OCTAVO_BF16_PANEL
 
-// E4M3 to bf16, 64 codes (two pairs) at a time, as high and low bytes that are interleaved at the end. A
-// normal code's seven magnitude bits move up by four and gain an exponent bias of 120, of which the low byte
-// sees nothing. The eight subnormal magnitudes are looked up: the hardware's dot product reads a bf16
-// subnormal as zero, so scaling would lose them.
+// E4M3 to bf16. A normal code's seven magnitude bits move up by four and gain an exponent bias of 120: codes
+// are widened with their sign, whose copies the mask takes away again.
+__m512i decode_normal(const std::uint8_t* codes) {
+  const __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
+  const __m512i fields =
+      _mm512_and_si512(_mm512_slli_epi16(wide, 4), _mm512_set1_epi16(static_cast<short>(0x87f0)));
+  return _mm512_add_epi16(fields, _mm512_set1_epi16(0x3c00));
+}
+
+// The same where a code is subnormal or zero (in ordinary weights one of ten thousand): the eight subnormal
+// magnitudes are looked up, as high and low bytes that are interleaved at the end. The hardware's dot product
+// reads a bf16 subnormal as zero, so scaling would lose them.
 alignas(64) constexpr std::uint8_t kSubnormalHigh[64] = {0x00, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c};
 alignas(64) constexpr std::uint8_t kSubnormalLow[64] = {0x00, 0x00, 0x80, 0xc0, 0x00, 0x20, 0x40, 0x60};
+constexpr std::uint8_t kExponentBits = 0x78;
 
-void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, std::int64_t ahead, PanelElement* panel) {
-  const __m512i high_table = _mm512_load_si512(kSubnormalHigh);
-  const __m512i low_table = _mm512_load_si512(kSubnormalLow);
+void decode_any(__m512i raw, __m512i& first, __m512i& second) {
   // Puts the eight-byte pieces where the in-lane interleaving leaves whole pairs.
   const __m512i pieces = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m512i exponent = _mm512_set1_epi8(0x78);
+  const __m512i code = _mm512_permutexvar_epi64(pieces, raw);
+  const __mmask64 subnormal = _mm512_testn_epi8_mask(code, _mm512_set1_epi8(kExponentBits));
+  __m512i low = _mm512_and_si512(_mm512_slli_epi16(code, 4), _mm512_set1_epi8(static_cast<char>(0xf0)));
+  __m512i high = _mm512_and_si512(_mm512_srli_epi16(code, 4), _mm512_set1_epi8(0x07));
+  high = _mm512_add_epi8(high, _mm512_set1_epi8(0x3c));
+  low = _mm512_mask_permutexvar_epi8(low, subnormal, code, _mm512_load_si512(kSubnormalLow));
+  high = _mm512_mask_permutexvar_epi8(high, subnormal, code, _mm512_load_si512(kSubnormalHigh));
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
-  const __m512i bias = _mm512_set1_epi8(0x3c);
-  const auto decode = [&](__m512i raw, __m512i& first, __m512i& second) {
-    const __m512i code = _mm512_permutexvar_epi64(pieces, raw);
-    const __mmask64 subnormal = _mm512_testn_epi8_mask(code, exponent);
-    __m512i low = _mm512_and_si512(_mm512_slli_epi16(code, 4), _mm512_set1_epi8(static_cast<char>(0xf0)));
-    __m512i high = _mm512_and_si512(_mm512_srli_epi16(code, 4), _mm512_set1_epi8(0x07));
-    high = _mm512_add_epi8(high, bias);
-    low = _mm512_mask_permutexvar_epi8(low, subnormal, code, low_table);
-    high = _mm512_mask_permutexvar_epi8(high, subnormal, code, high_table);
-    high = _mm512_ternarylogic_epi64(high, code, sign, 0xf8);  // high | (code & sign)
-    first = _mm512_unpacklo_epi8(low, high);
-    second = _mm512_unpackhi_epi8(low, high);
-  };
+  high = _mm512_ternarylogic_epi64(high, code, sign, 0xf8);  // high | (code & sign)
+  first = _mm512_unpacklo_epi8(low, high);
+  second = _mm512_unpackhi_epi8(low, high);
+}
+
+void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, std::int64_t ahead, PanelElement* panel) {
+  const __m512i exponent = _mm512_set1_epi8(kExponentBits);
   __m512i first;
   __m512i second;
   std::int64_t p = 0;
-  for (; p + 2 <= pairs; p += 2) {
-    __builtin_prefetch(codes + p * 32 + ahead);
-    decode(_mm512_loadu_si512(codes + p * 32), first, second);
-    _mm512_store_si512(panel + p * kPairElements, first);
-    _mm512_store_si512(panel + (p + 1) * kPairElements, second);
+  for (; p + 2 <= pairs; p += 2, codes += 64, panel += 2 * kPairElements) {
+    __builtin_prefetch(codes + ahead);
+    const __m512i raw = _mm512_loadu_si512(codes);
+    if (_mm512_testn_epi8_mask(raw, exponent) == 0) [[likely]] {
+      first = decode_normal(codes);
+      second = decode_normal(codes + 32);
+    } else {
+      decode_any(raw, first, second);
+    }
+    _mm512_store_si512(panel, first);
+    _mm512_store_si512(panel + kPairElements, second);
   }
   if (p < pairs) {
-    decode(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + p * 32))),
-           first, second);
-    _mm512_store_si512(panel + p * kPairElements, first);
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    decode_any(_mm512_castsi256_si512(half), first, second);
+    _mm512_store_si512(panel, first);
   }
 }
 
-V16 in_row_order(V16 a) { return a; }
+inline V16 in_row_order(V16 a) { return a; }
 
 #else
 
@@ -89,7 +103,7 @@ void decode_fp8_pair(const std::uint8_t* codes, V16& odd, V16& even) {
   even = from_bits({_mm256_unpacklo_epi16(none, upper_even), _mm256_unpackhi_epi16(none, upper_even)});
 }
 
-V16 in_row_order(V16 a) {
+inline V16 in_row_order(V16 a) {
   return {_mm256_permute2f128_ps(a.lo, a.hi, 0x20), _mm256_permute2f128_ps(a.lo, a.hi, 0x31)};
 }
 
@@ -103,7 +117,7 @@ void decode_fp8_pair(const std::uint8_t* codes, V16& odd, V16& even) {
   even = from_bits(shift_right_signed<4>(shift_left<24>(pair)) & mask);
 }
 
-V16 in_row_order(V16 a) { return a; }
+inline V16 in_row_order(V16 a) { return a; }
 
 #endif
 
