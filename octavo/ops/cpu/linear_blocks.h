@@ -60,89 +60,6 @@ void add_to_totals(const Block& block, const V16 (&acc)[R][T]) {
   }
 }
 
-#if OCTAVO_ISA_amxbf16
-
-// Tile registers: 0 = C and 1 = A of sixteen tokens, 3 and 4 those of the last few, 2 = B.
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t column_bytes[16] = {64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfig) == 64);
-
-void configure_tiles(std::int64_t tokens) {
-  TileConfig config;
-  const auto rest = static_cast<std::uint8_t>(tokens % 16 == 0 ? 16 : tokens % 16);
-  config.rows[3] = config.rows[4] = rest;
-  _tile_loadconfig(&config);
-}
-
-// `rows` tokens (16, or what the configuration calls the rest) against one tile.
-template <bool kFull>
-void multiply_amx(const Block& block, int rows) {
-  alignas(64) bf16 a[16][32];
-  alignas(64) float c[16][16];
-  if constexpr (kFull)
-    _tile_zero(0);
-  else
-    _tile_zero(3);
-  alignas(64) bf16 b[16 * kPairElements];
-  for (std::int64_t pair = 0; pair < block.pairs; pair += 16) {
-    const std::int64_t pairs = std::min<std::int64_t>(16, block.pairs - pair);
-    const bf16* weights = block.panel + pair * kPairElements;
-    if (pairs < 16) {  // the ragged end of K: zeros on both sides
-      std::memset(a, 0, sizeof a);
-      std::memset(b, 0, sizeof b);
-      std::memcpy(b, weights, static_cast<std::size_t>(pairs * kPairElements) * sizeof(bf16));
-      weights = b;
-    }
-    for (int r = 0; r < rows; ++r)
-      std::memcpy(a[r], block.x + r * block.x_stride + pair * 2, static_cast<std::size_t>(pairs) * 4);
-    _tile_loadd(2, weights, 64);
-    if constexpr (kFull) {
-      _tile_loadd(1, a, 64);
-      _tile_dpbf16ps(0, 1, 2);
-    } else {
-      _tile_loadd(4, a, 64);
-      _tile_dpbf16ps(3, 4, 2);
-    }
-  }
-  if constexpr (kFull)
-    _tile_stored(0, c, 64);
-  else
-    _tile_stored(3, c, 64);
-  for (int r = 0; r < rows; ++r) {
-    Block one = block;
-    one.totals += r * block.totals_stride;
-    if (one.x_scales != nullptr) one.x_scales += r * block.x_scales_stride;
-    const V16 acc[1][1] = {{load(c[r])}};
-    add_to_totals<1, 1>(one, acc);
-  }
-}
-
-void multiply(const Block& block, std::int64_t tokens, int tiles) {
-  for (int t = 0; t < tiles; ++t) {
-    for (std::int64_t m = 0; m < tokens; m += 16) {
-      Block part = block;
-      part.x += m * block.x_stride;
-      part.panel += t * block.panel_stride;
-      if (part.x_scales != nullptr) {
-        part.x_scales += m * block.x_scales_stride;
-        part.w_scales += t;
-      }
-      part.totals += m * block.totals_stride + t * 16;
-      if (tokens - m >= 16)
-        multiply_amx<true>(part, 16);
-      else
-        multiply_amx<false>(part, static_cast<int>(tokens - m));
-    }
-  }
-}
-
-#else
-
 // Calls body(block, rows) for all tokens, `most` or a little fewer at a time: a last group of one or two
 // would wait for its own sums.
 template <typename Body>
@@ -292,8 +209,6 @@ void multiply(const Block& block, std::int64_t tokens, int tiles) {
   if constexpr (kTiles > 2) run.template operator()<kRows, 2>();
   run.template operator()<kRows, 1>();
 }
-
-#endif
 
 }  // namespace
 }  // namespace octavo::OCTAVO_ISA_NS

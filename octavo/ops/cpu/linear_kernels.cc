@@ -9,8 +9,8 @@
 //   total[n] = fma(acc[n], x_scale · w_scale, total[n])                        (bf16: total[n] + acc[n])
 //
 // Products of bf16 (and of E4M3) values are exact in FP32, so multiply-add and fused multiply-add agree, and
-// portable, AVX2, AVX-512 and AVX512-BF16 give the same bits. AMX adds even and odd columns apart and is only
-// close.
+// portable, AVX2, AVX-512 and AVX512-BF16 give the same bits. AMX has a source of its own (linear_amx.cc) and
+// is only close.
 #include <algorithm>
 
 #include "octavo/ops/cpu/kernels.h"
@@ -67,9 +67,6 @@ void linear(const LinearTask& task) {
     const bool few = tokens <= kFewTokens;
     const std::int64_t group = few ? few_tiles(std::min<std::int64_t>(tokens, kFewRows)) : kTiles;
     const std::int64_t strip = few ? group : strip_of(tokens);
-#if OCTAVO_ISA_amxbf16
-    configure_tiles(tokens);
-#endif
     for (std::int64_t tile = task.tile_begin; tile < task.tile_end; tile += strip) {
       const std::int64_t strip_tiles = std::min(strip, task.tile_end - tile);
       Block block;
@@ -137,9 +134,6 @@ void linear(const LinearTask& task) {
       }
       write_output(task, totals, block.totals_stride, begin, tokens, tile, static_cast<int>(strip_tiles));
     }
-#if OCTAVO_ISA_amxbf16
-    _tile_release();
-#endif
   }
 }
 
