@@ -107,11 +107,16 @@ IsaChoice fastest_isas() {
   const Isa best = best_isa();
   const char* asked = std::getenv("OCTAVO_ISA");
   if (!supported(Isa::kAvx512Bf16) || (asked != nullptr && *asked != '\0')) return {best, best};
-  const auto faster = [](std::int64_t tokens) {
-    return trial_seconds(Isa::kAvx512, tokens) < trial_seconds(Isa::kAvx512Bf16, tokens) ? Isa::kAvx512
-                                                                                         : Isa::kAvx512Bf16;
+  const auto faster = [](Isa one, Isa other, std::int64_t tokens) {
+    return trial_seconds(one, tokens) < trial_seconds(other, tokens) ? one : other;
   };
-  return {.few_tokens = faster(2), .many_tokens = faster(12)};
+  const IsaChoice same_bits = {.few_tokens = faster(Isa::kAvx512, Isa::kAvx512Bf16, 2),
+                               .many_tokens = faster(Isa::kAvx512, Isa::kAvx512Bf16, 12)};
+  constexpr std::int64_t kBatch = 64;
+  if (supported(Isa::kAmxBf16) &&
+      2 * trial_seconds(Isa::kAmxBf16, kBatch) < trial_seconds(same_bits.many_tokens, kBatch))
+    return {Isa::kAmxBf16, Isa::kAmxBf16};
+  return same_bits;
 }
 
 }  // namespace octavo

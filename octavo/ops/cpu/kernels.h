@@ -75,11 +75,12 @@ struct Kernels {
 // whose tile multiply adds in another order.
 const Kernels& kernels_for(Isa isa);
 
-// What to run where nobody asks for an instruction set: one for steps of a few tokens, which are bound by
-// decoding weights, and one for the rest, bound by multiplying. VDPBF16PS runs at full rate on some
-// processors and at half the FMA rate or less on others, and both give the same bits, so a trial of some 100
-// µs decides. AMX takes part only by OCTAVO_ISA, which overrides both: its bits are others, and it ran at
-// half of AVX-512's speed (docs/results/cpu-speed.md).
+// What to run where nobody asks for an instruction set (OCTAVO_ISA overrides it): one for steps of a few
+// tokens, which are bound by decoding weights, and one for the rest, bound by multiplying. VDPBF16PS runs at
+// full rate on some processors and at half the FMA rate or less on others, and both give the same bits, so a
+// trial of some 100 µs decides. AMX adds in another order, so it takes all steps or none: all where the trial
+// finds it twice as fast as the others with many tokens. It is several times as fast where it is of use at
+// all, so that one machine always decides alike.
 struct IsaChoice {
   Isa few_tokens;
   Isa many_tokens;
