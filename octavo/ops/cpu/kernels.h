@@ -75,6 +75,13 @@ struct Kernels {
 // whose tile multiply adds in another order.
 const Kernels& kernels_for(Isa isa);
 
+#if defined(__x86_64__)
+// What amx-bf16 runs for a few tokens: the bits of its tiles, on AVX-512 without AMX.
+namespace avx512 {
+void linear_in_tile_order(const LinearTask& task);
+}
+#endif
+
 // What to run where nobody asks for an instruction set (OCTAVO_ISA overrides it): one for steps of a few
 // tokens, which are bound by decoding weights, and one for the rest, bound by multiplying. VDPBF16PS runs at
 // full rate on some processors and at half the FMA rate or less on others, and both give the same bits, so a

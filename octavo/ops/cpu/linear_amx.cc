@@ -3,23 +3,26 @@
 // Tokens are packed into A tiles once. For each 128 columns of K, four weight tiles are decoded into a panel
 // that stays in L1 (bf16 weights lie in memory as B tiles already), and all tokens are run against it: two
 // groups of tokens by two weight tiles, so that four sums are in flight and each loaded tile is used twice;
-// or, up to sixteen tokens, one group by four. One token or a thousand go through the same arithmetic:
+// or, up to sixteen tokens, one group by four. One token or a thousand go through the same arithmetic (the
+// first few by multiply-adds, linear_amx_few.cc):
 //
 //   sum[m][n]  = the tile product's, over the block's steps of 32 columns from 0
 //   total[m][n] = fma(sum, x_scale · w_scale, total)                            (bf16: total + sum)
 //
-// A product adds the even columns of its 32 in one chain, the odd ones in another, then both to the sum
-// (Intel SDM, TDPBF16PS), and reads subnormals as zero. So the bits differ from the other instruction sets',
-// but not with the number of tokens: a row of a tile depends on nothing of another row.
+// A product adds the even columns of its 32 in one chain from 0, the odd ones in another, then the two, then
+// them to the sum (Intel SDM, TDPBF16PS), and reads and makes subnormals as zero; bf16 totals do likewise. So
+// the bits differ from the other instruction sets', but not with the number of tokens: a row of a tile
+// depends on nothing of another row.
 //
 // Three things keep the tile unit busy: a block's sums are scaled into the totals while the next product runs
 // (one stored to memory is not to be read at once); nothing is copied between products; and rows are shared
 // out evenly over the groups, so that one tile configuration serves a whole call.
+#include "octavo/ops/cpu/linear_amx.h"
+
 #include <algorithm>
 #include <utility>
 #include <vector>
 
-#include "octavo/ops/cpu/kernels.h"
 #include "octavo/ops/cpu/linear_decode.h"
 
 namespace octavo::OCTAVO_ISA_NS {
@@ -252,9 +255,8 @@ void write_output(const LinearTask& task, const float* totals, std::int64_t toke
   }
 }
 
-}  // namespace
-
-void linear(const LinearTask& task) {
+// Not inlined, so that no arithmetic leaves the scope of FlushSubnormals.
+[[gnu::noinline]] void multiply_all(const LinearTask& task) {
   const LinearWeight& weight = *task.weight;
   const bool fp8 = weight.precision == Precision::kFP8;
   const std::int64_t k_blocks = weight.scale_cols();
@@ -325,6 +327,14 @@ void linear(const LinearTask& task) {
     }
     _tile_release();
   }
+}
+
+}  // namespace
+
+void linear(const LinearTask& task) {
+  if (task.tokens <= few_tokens(task.weight->precision)) return avx512::linear_in_tile_order(task);
+  const FlushSubnormals flush(task.weight->precision);
+  multiply_all(task);
 }
 
 }  // namespace octavo::OCTAVO_ISA_NS

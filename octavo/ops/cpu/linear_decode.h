@@ -1,5 +1,5 @@
-// Weight tiles and tokens as the linear layer's register blocks want them. Part of linear_kernels.cc and
-// linear_amx.cc.
+// Weight tiles and tokens as the linear layer's register blocks want them. Part of linear_kernels.cc,
+// linear_amx.cc and linear_amx_few.cc.
 #pragma once
 
 #include <cstdint>
@@ -107,6 +107,19 @@ inline V16 in_row_order(V16 a) {
   return {_mm256_permute2f128_ps(a.lo, a.hi, 0x20), _mm256_permute2f128_ps(a.lo, a.hi, 0x31)};
 }
 
+#elif OCTAVO_ISA_avx512
+
+// Sixteen-bit lanes become the upper halves of the floats, the even column's in the lower lane of each pair.
+void decode_fp8_pair(const std::uint8_t* codes, V16& odd, V16& even) {
+  const __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
+  const I16 mask = iset1(static_cast<std::int32_t>(0x87f00000U));
+  const I16 moved = {_mm512_slli_epi16(wide, 4)};
+  odd = from_bits(moved & mask);
+  even = from_bits(shift_left<16>(moved) & mask);
+}
+
+inline V16 in_row_order(V16 a) { return a; }
+
 #else
 
 // Signed shifts bring the sign and copies of it, which the mask takes away again.
@@ -127,7 +140,8 @@ void decode_bf16_pair(const bf16* values, V16& odd, V16& even) {
   even = from_bits(shift_left<16>(pair));
 }
 
-void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, std::int64_t ahead, PanelElement* panel) {
+[[maybe_unused]] void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, std::int64_t ahead,
+                                      PanelElement* panel) {
   V16 odd;
   V16 even;
   for (std::int64_t p = 0; p < pairs; ++p) {
@@ -138,7 +152,8 @@ void decode_fp8_tile(const std::uint8_t* codes, std::int64_t pairs, std::int64_t
   }
 }
 
-void decode_bf16_tile(const bf16* values, std::int64_t pairs, std::int64_t ahead, PanelElement* panel) {
+[[maybe_unused]] void decode_bf16_tile(const bf16* values, std::int64_t pairs, std::int64_t ahead,
+                                       PanelElement* panel) {
   V16 odd;
   V16 even;
   for (std::int64_t p = 0; p < pairs; ++p) {
