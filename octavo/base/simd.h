@@ -397,11 +397,18 @@ inline V16 load(const bf16* p) { return from_bits(shift_left<16>(load_u16(p))); 
 // Round to nearest even; NaN becomes the quiet NaN of its upper half (as to_bf16).
 inline I16 round_to_bf16_bits(V16 a) {
   const I16 raw = bits(a);
-  const I16 rounded = shift_right<16>(raw + iset1(0x7fff) + (shift_right<16>(raw) & iset1(1)));
-  const I16 nan = shift_right<16>(raw) | iset1(0x40);
-  return select_greater(raw & iset1(0x7fffffff), iset1(0x7f800000), nan, rounded);
+  const I16 rounded = raw + iset1(0x7fff) + (shift_right<16>(raw) & iset1(1));
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  return shift_right<16>({_mm512_mask_or_epi32(rounded.v, nan, raw.v, _mm512_set1_epi32(0x400000))});
+#else
+  const I16 nan = raw | iset1(0x400000);
+  return shift_right<16>(select_greater(raw & iset1(0x7fffffff), iset1(0x7f800000), nan, rounded));
+#endif
 }
 inline void store(bf16* p, V16 a) { store_low_u16(p, round_to_bf16_bits(a)); }
+// The same where the lower halves are zero.
+inline void store_exact(bf16* p, V16 a) { store_low_u16(p, shift_right<16>(bits(a))); }
 inline V16 round_to_bf16(V16 a) { return from_bits(shift_left<16>(round_to_bf16_bits(a))); }
 
 // The first `count` lanes, the rest `fill`.
@@ -437,6 +444,15 @@ inline V16 round_to_e4m3(V16 a) {
   const V16 rounded = (clamped + magic) - magic;
   const I16 signed_bits = bits(rounded) | sign;
   return from_bits(select_greater(magnitude, iset1(0x7f800000), bits(a), signed_bits));
+}
+
+// The same for |a| < 464 and no NaN, where nothing needs saturating.
+inline V16 round_finite_to_e4m3(V16 a) {
+  const V16 magnitude = abs(a);
+  const I16 binade = max(bits(a) & iset1(0x7f800000), iset1((127 - 6) << 23));
+  const V16 magic = from_bits(binade + iset1((20 << 23) | 0x400000));
+  const V16 rounded = (magnitude + magic) - magic;
+  return from_bits(select_bits(iset1(static_cast<std::int32_t>(0x80000000U)), bits(a), bits(rounded)));
 }
 
 // e^a for a <= 88; below -87.3 the result is 0. Relative error below 2e-7 (Cody-Waite reduction by ln 2 and a

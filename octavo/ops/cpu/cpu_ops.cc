@@ -78,19 +78,22 @@ class CpuOps final : public Ops {
     span_of_.clear();
     for (const BatchSpan& span : batch.spans) span_of_.insert(span_of_.end(), span.num_tokens, &span);
     // A token touches a cache line for every two key dimensions, so even a batch of decodes is worth sharing
-    // out.
-    constexpr std::int64_t kGrain = 2;
-    pool_.parallel_for(static_cast<std::int64_t>(span_of_.size()), kGrain,
-                       [&](std::int64_t begin, std::int64_t end) {
-                         for (std::int64_t t = begin; t < end; ++t) {
-                           const BatchSpan& span = *span_of_[static_cast<std::size_t>(t)];
-                           const std::int64_t position = batch.positions[static_cast<std::size_t>(t)];
-                           bf16* row = qkv + t * shape.qkv_cols;
-                           rotate_heads(row, shape, q_norm, k_norm, eps, rope, position);
-                           store_kv(row, shape, span.blocks[position / KvGeometry::block_size],
-                                    position % KvGeometry::block_size, kv);
-                         }
-                       });
+    // out. The sixteen tokens of a cache block write the same lines, so a prompt is cut between blocks.
+    const auto tokens = static_cast<std::int64_t>(span_of_.size());
+    const std::int64_t share = tokens / (4 * pool_.size()) + KvGeometry::block_size - 1;
+    const std::int64_t grain = tokens < 2 * KvGeometry::block_size * pool_.size()
+                                   ? 2
+                                   : share / KvGeometry::block_size * KvGeometry::block_size;
+    pool_.parallel_for(tokens, grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t) {
+        const BatchSpan& span = *span_of_[static_cast<std::size_t>(t)];
+        const std::int64_t position = batch.positions[static_cast<std::size_t>(t)];
+        bf16* row = qkv + t * shape.qkv_cols;
+        rotate_heads(row, shape, q_norm, k_norm, eps, rope, position);
+        store_kv(row, shape, span.blocks[position / KvGeometry::block_size],
+                 position % KvGeometry::block_size, kv);
+      }
+    });
   }
 
   void attention(const bf16* qkv, const Batch& batch, const AttentionShape& shape, const KvLayer& kv,
@@ -219,17 +222,15 @@ class CpuOps final : public Ops {
       const std::int64_t base = (block * shape.num_kv_heads + h) * key_elements;
       bf16* keys = static_cast<bf16*>(kv.keys) + base + slot * 2;
       const bf16* k = row + shape.k_begin + h * shape.head_dim;
-      for (std::int64_t d = 0; d < shape.head_dim; d += 2, keys += 2 * KvGeometry::block_size) {
-        keys[0] = k[d];
-        keys[1] = k[d + 1];
-      }
+      for (std::int64_t d = 0; d < shape.head_dim; d += 2, keys += 2 * KvGeometry::block_size)
+        std::memcpy(keys, k + d, 2 * sizeof(bf16));
       bf16* values = static_cast<bf16*>(kv.values) + base + slot * padded(shape.head_dim);
       std::copy_n(row + shape.v_begin + h * shape.head_dim, shape.head_dim, values);
     }
   }
 
   void collect_attention_work(const Batch& batch, const AttentionShape& shape) {
-    constexpr std::int64_t kRows = 6;  // the kernel's widest register block
+    constexpr std::int64_t kRows = AttentionTask::kMaxRows;  // one or two of the kernel's register blocks
     const std::int64_t group = shape.num_heads / shape.num_kv_heads;
     const std::int64_t heads = std::min(group, kRows);
     const std::int64_t tokens = std::max<std::int64_t>(1, kRows / heads);

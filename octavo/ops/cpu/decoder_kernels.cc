@@ -109,31 +109,51 @@ void silu_mul(const bf16* gate, const bf16* up, std::int64_t count, bf16* out) {
   }
 }
 
+namespace {
+
+// The largest magnitude, as the bits of a bf16: as integers, so that a NaN is the largest of all and reaches
+// the scale.
+std::uint16_t largest_magnitude(const bf16* group, std::int64_t count) {
+  const I16 magnitude = iset1(0x7fff7fff);
+  I16 largest = iset1(0);
+  std::int64_t i = 0;
+  for (; i + 32 <= count; i += 32) largest = max_words(largest, load_bits(group + i) & magnitude);
+  if (i < count) {
+    bf16 rest[32] = {};
+    std::copy_n(group + i, count - i, rest);
+    largest = max_words(largest, load_bits(rest) & magnitude);
+  }
+  std::uint16_t lanes[32];
+  store_bits(lanes, largest);
+  return *std::max_element(lanes, lanes + 32);
+}
+
+template <typename Round>
+void round_group(bf16* group, std::int64_t count, float multiplier, const Round& round) {
+  const V16 factor = set1(multiplier);
+  std::int64_t i = 0;
+  for (; i + 16 <= count; i += 16) store_exact(group + i, round(load(group + i) * factor));
+  if (i < count) {
+    const int rest = static_cast<int>(count - i);
+    store_partial(group + i, round(load_partial(group + i, rest) * factor), rest);
+  }
+}
+
+}  // namespace
+
 void quantize_row(bf16* row, std::int64_t cols, float* scales, bool pow2) {
   for (std::int64_t begin = 0; begin < cols; begin += kBlock) {
     bf16* group = row + begin;
     const std::int64_t count = std::min(kBlock, cols - begin);
-    // As integers, so that a NaN is the largest of all and reaches the scale.
-    I16 largest = iset1(0);
-    const I16 magnitude = iset1(0x7fffffff);
-    std::int64_t i = 0;
-    for (; i + 16 <= count; i += 16) largest = max(largest, bits(load(group + i)) & magnitude);
-    if (i < count)
-      largest = max(largest, bits(load_partial(group + i, static_cast<int>(count - i))) & magnitude);
-    float lanes[16];
-    store(lanes, from_bits(largest));
-    std::uint32_t amax = 0;
-    for (const float lane : lanes) amax = std::max(amax, std::bit_cast<std::uint32_t>(lane));
-
-    const Scale scale = scale_from_amax(std::bit_cast<float>(amax),
-                                        ScalingOptions{.pow2 = pow2, .formula = ScaleFormula::kDivide});
+    const bf16 amax{largest_magnitude(group, count)};
+    const Scale scale =
+        scale_from_amax(to_float(amax), ScalingOptions{.pow2 = pow2, .formula = ScaleFormula::kDivide});
     scales[begin / kBlock] = scale.scale;
-    const V16 multiplier = set1(scale.multiplier);
-    for (i = 0; i + 16 <= count; i += 16) store(group + i, round_to_e4m3(load(group + i) * multiplier));
-    if (i < count) {
-      const int rest = static_cast<int>(count - i);
-      store_partial(group + i, round_to_e4m3(load_partial(group + i, rest) * multiplier), rest);
-    }
+    constexpr std::uint16_t kInfinity = 0x7f80;
+    if (amax.bits < kInfinity)
+      round_group(group, count, scale.multiplier, [](V16 v) { return round_finite_to_e4m3(v); });
+    else
+      round_group(group, count, scale.multiplier, [](V16 v) { return round_to_e4m3(v); });
   }
 }
 
@@ -141,9 +161,11 @@ namespace {
 
 // Sums that stay in registers while attention runs: as many as hide the latency of the multiply-add.
 #if OCTAVO_ISA_avx512
-constexpr int kScoreSums = 12;
+constexpr int kWidestRows = 12;
+constexpr int kScoreSums = 24;
 constexpr int kValueSums = 24;
 #else
+constexpr int kWidestRows = 6;
 constexpr int kScoreSums = 6;
 constexpr int kValueSums = 6;
 #endif
@@ -167,16 +189,26 @@ void score_blocks(const AttentionTask& task, int row, const float (*query)[256],
   V16 acc[B][R];
   for (auto& lanes : acc)
     for (V16& lane : lanes) lane = zero();
+  // With many rows a query's element is read once for all blocks, with few no more than a
+  // block's keys are held.
+  constexpr bool kRowsFirst = R >= 6;
   for (std::int64_t p = 0; p < pairs; ++p) {
+    V16 odd[B];
+    V16 even[B];
+    const auto add = [&](int b, int r) {
+      acc[b][r] = fma(set1(query[row + r][p * 2 + 1]), odd[b], acc[b][r]);
+      acc[b][r] = fma(set1(query[row + r][p * 2]), even[b], acc[b][r]);
+    };
     for (int b = 0; b < B; ++b) {
       __builtin_prefetch(values[b] + p * 32);
       __builtin_prefetch(next_keys[b] + p * 32);
       const I16 pair = load_bits(keys[b] + p * 32);
-      const V16 odd = from_bits(pair & upper);
-      const V16 even = from_bits(shift_left<16>(pair));
-      for (int r = 0; r < R; ++r) acc[b][r] = fma(set1(query[row + r][p * 2 + 1]), odd, acc[b][r]);
-      for (int r = 0; r < R; ++r) acc[b][r] = fma(set1(query[row + r][p * 2]), even, acc[b][r]);
+      odd[b] = from_bits(pair & upper);
+      even[b] = from_bits(shift_left<16>(pair));
+      for (int r = 0; r < R && !kRowsFirst; ++r) add(b, r);
     }
+    for (int r = 0; r < R && kRowsFirst; ++r)
+      for (int b = 0; b < B; ++b) add(b, r);
   }
   for (int b = 0; b < B; ++b)
     for (int r = 0; r < R; ++r)
@@ -185,7 +217,7 @@ void score_blocks(const AttentionTask& task, int row, const float (*query)[256],
 
 template <int R>
 void score_rows(const AttentionTask& task, int row, const float (*query)[256], std::int64_t blocks) {
-  constexpr int kBlocks = std::min(4, kScoreSums / R);
+  constexpr int kBlocks = std::min(R >= 6 ? 2 : 4, kScoreSums / R);
   std::int64_t first = 0;
   for (; first + kBlocks <= blocks; first += kBlocks)
     score_blocks<R, kBlocks>(task, row, query, first, blocks);
@@ -272,6 +304,7 @@ void attention(const AttentionTask& task) {
   for (int r = 0; r < task.rows; ++r)
     for (std::int64_t d = 0; d < task.head_dim; ++d) query[r][d] = to_float(task.query[r][d]);
   int row = 0;
+  for (; task.rows - row >= kWidestRows; row += kWidestRows) attention_rows<kWidestRows>(task, row, query);
   for (; task.rows - row >= 6; row += 6) attention_rows<6>(task, row, query);
   for (; task.rows - row >= 3; row += 3) attention_rows<3>(task, row, query);
   for (; row < task.rows; ++row) attention_rows<1>(task, row, query);

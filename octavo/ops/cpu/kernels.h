@@ -44,7 +44,7 @@ struct RopeTask {
 
 // Queries of one KV head: `rows` (query, context length) pairs over one paged sequence.
 struct AttentionTask {
-  static constexpr int kMaxRows = 8;
+  static constexpr int kMaxRows = 12;
   int rows = 0;
   const bf16* query[kMaxRows] = {};
   bf16* out[kMaxRows] = {};
