@@ -455,9 +455,9 @@ inline V16 round_finite_to_e4m3(V16 a) {
   return from_bits(select_bits(iset1(static_cast<std::int32_t>(0x80000000U)), bits(a), bits(rounded)));
 }
 
-// e^a for a <= 88; below -87.3 the result is 0. Relative error below 2e-7 (Cody-Waite reduction by ln 2 and a
-// degree-6 minimax polynomial; coefficients of Cephes' expf). NaN gives NaN.
-inline V16 exp(V16 a) {
+// e^a for a in [-87, 88], e^-87 below. Relative error below 2e-7 (Cody-Waite reduction by ln 2 and a degree-6
+// minimax polynomial; coefficients of Cephes' expf). NaN gives NaN.
+inline V16 exp_bounded(V16 a) {
   const V16 x = max(set1(-87.0F), a);
   const V16 n = round_nearest(x * set1(1.44269504088896341F));
   V16 r = fma(n, set1(-0.693359375F), x);
@@ -469,7 +469,12 @@ inline V16 exp(V16 a) {
   p = fma(p, r, set1(1.6666665459e-1F));
   p = fma(p, r, set1(5.0000001201e-1F));
   p = fma(p, r * r, r + set1(1.0F));
-  const V16 result = ldexp_int(p, n);
+  return ldexp_int(p, n);
+}
+
+// The same with 0 below -87.
+inline V16 exp(V16 a) {
+  const V16 result = exp_bounded(a);
   const I16 below = bits(set1(-87.0F) - a);  // positive where a < -87, above infinity's bits where a is NaN
   const I16 flushed = select_greater(below, iset1(0), iset1(0), bits(result));
   return from_bits(select_greater(below, iset1(0x7f800000), bits(a), flushed));

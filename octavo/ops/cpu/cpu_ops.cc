@@ -169,13 +169,15 @@ class CpuOps final : public Ops {
     const Kernels& kernels = tokens <= kFewTokens ? few_ : kernels_;
 
     // Equal shares of tiles, in whole register blocks as far as possible; several shares a thread where there
-    // are so many tiles that balancing is cheap. Long batches are cut by tokens as well, since tiles alone
-    // may not divide.
+    // are so many tiles that balancing is cheap, and so few tokens that laying them out for each share is.
+    // Long batches are cut by tokens as well, since tiles alone may not divide.
     constexpr std::int64_t kTokenChunk = 256;
     constexpr std::int64_t kManyTiles = 64;
+    constexpr std::int64_t kManyTokens = 64;
     const std::int64_t tiles = weight.out / kTileRows;
     const std::int64_t share = (tiles + pool_.size() - 1) / pool_.size();
-    const std::int64_t grain = share >= kManyTiles ? (share / 4 + 3) / 4 * 4 : (share + 1) / 2 * 2;
+    const bool several = share >= kManyTiles && tokens < kManyTokens;
+    const std::int64_t grain = several ? (share / 4 + 3) / 4 * 4 : (share + 1) / 2 * 2;
     const std::int64_t tile_chunks = (tiles + grain - 1) / grain;
     const std::int64_t token_chunks = (tokens + kTokenChunk - 1) / kTokenChunk;
     pool_.parallel_for(tile_chunks * token_chunks, 1, [&](std::int64_t first, std::int64_t last) {

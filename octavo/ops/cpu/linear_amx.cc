@@ -88,14 +88,16 @@ std::int64_t steps_of(std::int64_t pairs) { return (pairs + kStepPairs - 1) / kS
 // Packs all columns of the tokens: [block][group][step][row], zeros behind the last column.
 void pack_tokens(const bf16* x, std::int64_t in, const Groups& groups, TileRow* out) {
   for (std::int64_t k = 0; k < in; k += kBlock, out += groups.count * kGroupRows) {
-    for (std::int64_t m = 0; m < groups.tokens; ++m) {
-      TileRow* row = out + m / groups.rows * kGroupRows + m % groups.rows;
-      const bf16* from = x + m * in + k;
-      const std::int64_t cols = std::min(kBlock, in - k);
-      for (std::int64_t c = 0; c < cols; c += 2 * kStepPairs, row += kMaxRows) {
-        const std::int64_t some = std::min(2 * kStepPairs, cols - c);
-        const auto mask = static_cast<__mmask32>((std::uint64_t{1} << some) - 1);
-        _mm512_store_si512(row, _mm512_maskz_loadu_epi16(mask, from + c));
+    const std::int64_t cols = std::min(kBlock, in - k);
+    const bf16* from = x + k;
+    for (std::int64_t group = 0; group < groups.count; ++group) {
+      for (int r = 0; r < groups.rows_of(group); ++r, from += in) {
+        TileRow* row = out + group * kGroupRows + r;
+        for (std::int64_t c = 0; c < cols; c += 2 * kStepPairs, row += kMaxRows) {
+          const std::int64_t some = std::min(2 * kStepPairs, cols - c);
+          const auto mask = static_cast<__mmask32>((std::uint64_t{1} << some) - 1);
+          _mm512_store_si512(row, _mm512_maskz_loadu_epi16(mask, from + c));
+        }
       }
     }
   }
