@@ -65,8 +65,8 @@ class SimdTest : public testing::TestWithParam<Isa> {
 
 TEST_P(SimdTest, ExpIsAccurateAndTheSameEverywhere) {
   auto in = floats_between(-90.0F, 88.0F, kCount);
-  const float special[] = {0.0F, -0.0F, kNan, -kInf, -87.0F, std::nextafter(-87.0F, -kInf), -1e30F, 88.0F,
-                           88.5F, 120.0F, 1e30F, kInf};
+  const float special[] = {0.0F,   -0.0F, kNan,  -kInf,  -87.0F, std::nextafter(-87.0F, -kInf),
+                           -1e30F, 88.0F, 88.5F, 120.0F, 1e30F,  kInf};
   std::copy(std::begin(special), std::end(special), in.begin());
   std::vector<float> out(in.size());
   std::vector<float> portable_out(in.size());
