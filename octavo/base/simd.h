@@ -455,8 +455,8 @@ inline V16 round_finite_to_e4m3(V16 a) {
   return from_bits(select_bits(iset1(static_cast<std::int32_t>(0x80000000U)), bits(a), bits(rounded)));
 }
 
-// e^a for a in [-87, 88], e^-87 below and e^88 above. Relative error below 2e-7 (Cody-Waite reduction by ln 2 and a degree-6
-// minimax polynomial; coefficients of Cephes' expf). NaN gives NaN.
+// e^a for a in [-87, 88], e^-87 below and e^88 above. Relative error below 2e-7 (Cody-Waite reduction by ln 2
+// and a degree-6 minimax polynomial; coefficients of Cephes' expf). NaN gives NaN.
 inline V16 exp_bounded(V16 a) {
   const V16 x = min(set1(88.0F), max(set1(-87.0F), a));
   const V16 n = round_nearest(x * set1(1.44269504088896341F));
