@@ -43,7 +43,9 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& success) {  // --help and --version
     return app.exit(success);
   } catch (const CLI::ParseError& error) {
-    fmt::print(stderr, "octavo: {} (see 'octavo --help')\n", error.what());
+    const auto commands = app.get_subcommands();
+    fmt::print(stderr, "octavo: {} (see 'octavo {}--help')\n", error.what(),
+               commands.empty() ? "" : commands.front()->get_name() + " ");
     return 2;
   } catch (const octavo::Error& error) {
     fmt::print(stderr, "octavo: {}\n", error.what());

@@ -153,7 +153,8 @@ void run(const Options& options) {
   check_tensors(checkpoint, weights);
 
   const fs::path out(options.out);
-  if (fs::exists(out) && (!fs::is_directory(out) || !fs::is_empty(out)))
+  if (fs::exists(out) && !fs::is_directory(out)) fail("--out '{}' is a file; name a folder", options.out);
+  if (fs::exists(out) && !fs::is_empty(out))
     fail("'{}' exists and is not empty; choose another --out", options.out);
   // Everything is written beside the target and appears under its name at once.
   const fs::path temporary = out.string() + ".tmp";

@@ -7,11 +7,12 @@ jobs=$2
 git ls-files '*.cc' '*.h' | xargs clang-format --dry-run -Werror
 echo "lint: formatting is clean"
 
-# Left out of clang-tidy: tests (GoogleTest's macros cost more time than they yield findings) and files that are
-# compiled once for each instruction set (the same code would be parsed five times).
 # Clang cannot read GCC's precompiled headers; the files include what they need anyway.
 mkdir -p "$build/lint"
 sed -E 's# -Winvalid-pch##g; s# -include [^ ]*/cmake_pch\.hxx##g' "$build/compile_commands.json" >"$build/lint/compile_commands.json"
+
+# Left out of clang-tidy: tests (GoogleTest's macros cost more time than they yield findings) and files that are
+# compiled once for each instruction set (the same code would be parsed five times).
 files=()
 while read -r file; do
   commands=$(grep -c "\"file\": \"$PWD/$file\"" "$build/compile_commands.json" || true)

@@ -66,8 +66,8 @@ class Model {
   bf16* wide_ = nullptr;        // the fused q|k|v or gate|up
   bf16* activation_ = nullptr;  // the input of the next linear layer
   float* activation_scales_ = nullptr;
-  bf16* gated_ =
-      nullptr;  // the input of `down`: apart, since gate|up may still read its own while it is written
+  // The input of `down`: apart, since gate|up may still read its own while it is written.
+  bf16* gated_ = nullptr;
   float* gated_scales_ = nullptr;
   float* logits_ = nullptr;  // [max_logit_rows, logits_stride]
 };

@@ -86,13 +86,8 @@ IsaChoice try_isas() {
   const auto faster = [](Isa one, Isa other, std::int64_t tokens) {
     return trial_seconds(one, tokens) < trial_seconds(other, tokens) ? one : other;
   };
-  const IsaChoice same_bits = {.few_tokens = faster(Isa::kAvx512, Isa::kAvx512Bf16, 2),
-                               .many_tokens = faster(Isa::kAvx512, Isa::kAvx512Bf16, 12)};
-  constexpr std::int64_t kBatch = 64;
-  if (supported(Isa::kAmxBf16) &&
-      2 * trial_seconds(Isa::kAmxBf16, kBatch) < trial_seconds(same_bits.many_tokens, kBatch))
-    return {Isa::kAmxBf16, Isa::kAmxBf16};
-  return same_bits;
+  return {.few_tokens = faster(Isa::kAvx512, Isa::kAvx512Bf16, 2),
+          .many_tokens = faster(Isa::kAvx512, Isa::kAvx512Bf16, 12)};
 }
 
 }  // namespace
@@ -120,7 +115,7 @@ IsaChoice fastest_isas() {
   const Isa best = best_isa();
   const char* asked = std::getenv("OCTAVO_ISA");
   if (!supported(Isa::kAvx512Bf16) || (asked != nullptr && *asked != '\0')) return {best, best};
-  // Once a process: an engine and a trainer beside it must have the same bits.
+  if (supported(Isa::kAmxBf16)) return {Isa::kAmxBf16, Isa::kAmxBf16};
   static const IsaChoice tried = try_isas();
   return tried;
 }

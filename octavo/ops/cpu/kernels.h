@@ -85,9 +85,9 @@ void linear_in_tile_order(const LinearTask& task);
 // What to run where nobody asks for an instruction set (OCTAVO_ISA overrides it): one for steps of a few
 // tokens, which are bound by decoding weights, and one for the rest, bound by multiplying. VDPBF16PS runs at
 // full rate on some processors and at half the FMA rate or less on others, and both give the same bits, so a
-// trial of some 100 µs decides. AMX adds in another order, so it takes all steps or none: all where the trial
-// finds it twice as fast as the others with many tokens. It is several times as fast where it is of use at
-// all, so that one machine always decides alike.
+// trial of some 100 µs decides. AMX adds in another order, so it takes all steps or none, and no trial
+// decides it, whose outcome would change results: all, where the processor has it
+// (docs/results/cpu-speed.md).
 struct IsaChoice {
   Isa few_tokens;
   Isa many_tokens;

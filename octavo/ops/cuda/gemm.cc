@@ -10,6 +10,7 @@ namespace {
 
 // y, or `gated` where there is one.
 void run(const Fp8Gemm& g, const GemmPlan& plan, const Activation* gated, cudaStream_t stream) {
+  // What stands for y where it is gated is only looked at for its alignment.
   const GemmOperands operands{.kind = "FP8",
                               .element_bytes = 1,
                               .tokens = g.tokens,

@@ -103,7 +103,7 @@ struct Multiplier {
 #pragma unroll
     for (int t = 0; t < kPerGroup; ++t) {
       inside[t] = (warp / 4 * kPerGroup + t) * 64 + warp % 4 * 16;
-      row[t] = row_tile * task.part_rows + inside[t] + (inside[t] < task.part_rows ? 0 : task.up_rows);
+      row[t] = row_tile * task.part_rows + inside[t] + (inside[t] < task.part_rows ? 0 : task.up_offset);
       live[t] = inside[t] < task.rows && row[t] < task.out;
       if constexpr (Element::kScaled)
         row_scales = task.weight_scales +

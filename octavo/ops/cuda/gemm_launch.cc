@@ -78,7 +78,7 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   assert(std::min(plan.weight_stages, plan.token_stages) >= kMinStages);
   GemmTask task{};
   task.part_rows = plan.part_rows();
-  task.up_rows = static_cast<int>(g.out) / 2 - task.part_rows;
+  task.up_offset = plan.gated ? static_cast<int>(g.out) / 2 - task.part_rows : 0;
   task.weight_box = task.part_rows / plan.token_cluster;
   task.weight_map = tensor_map(g.weight, g.element_bytes, g.out, g.in, task.weight_box);
   task.token_box = plan.token_box(g.tokens);

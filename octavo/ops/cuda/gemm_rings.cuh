@@ -232,7 +232,7 @@ struct Rings {
                      full, policy);
           if (task.gated != nullptr)
             copy_box(to + static_cast<std::uint32_t>(task.part_rows) * kStepBytes, task.weight_map, column,
-                     row + task.part_rows + task.up_rows, full, policy);
+                     row + task.part_rows + task.up_offset, full, policy);
         }
       }
     });

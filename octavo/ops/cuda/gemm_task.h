@@ -32,10 +32,10 @@ struct GemmTask {
   int weight_box;
   int token_box;
   int out;  // N
-  // A tile's rows: so many from row tile · part_rows on and, where that is not all of them, the rest from
-  // up_rows further down.
+  // Of a tile's rows part_rows follow each other from row tile · part_rows on. Where that is not all (gated),
+  // the rest are up_offset rows further down than if they followed, too.
   int part_rows;
-  int up_rows;
+  int up_offset;
   // silu(gate) · up instead of y, of gate's rows; E4M3, null where not wanted.
   std::uint8_t* gated;
   float* gated_scales;

@@ -134,6 +134,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
       if (lane == static_cast<int>((consumed + kStages) % 32)) issue(consumed + kStages);
     }
     if (first > 0) {  // the others have read this block's result of the turn before
+      __syncwarp();
       cluster_arrive();
       cluster_wait();
     }

@@ -1,5 +1,5 @@
-// Hopper's own instructions that the GEMM and attention are made of, each under a name (PTX ISA 8.0 and
-// later): barriers in shared memory, bulk and tensor copies (TMA), warpgroup matrix products (wgmma).
+// Hopper's own instructions that the GEMM and attention are made of, each under a name (PTX ISA, up to
+// 8.6): barriers in shared memory, bulk and tensor copies (TMA), warpgroup matrix products (wgmma).
 #pragma once
 
 #include <cuda.h>

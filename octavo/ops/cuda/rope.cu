@@ -23,7 +23,8 @@ struct RopeArguments {
 __device__ float to_f32(bf16 v) { return __uint_as_float(std::uint32_t{v.bits} << 16); }
 __device__ bf16 from_f32(float v) { return {static_cast<std::uint16_t>(pack_bf16(v, 0.0F))}; }
 
-// Rotates one head in place; `stored` (may be null) gets the result too, in the cache's order.
+// Rotates one head in place, with the operations of gqa_rope.cuh, which must give the same bits; `stored`
+// (may be null) gets the result too, in the cache's order.
 __device__ void rotate(const RopeArguments& a, bf16* head, const float* norm, std::int64_t position,
                        bf16* stored, int place) {
   const int lane = static_cast<int>(threadIdx.x % 32);

@@ -8,16 +8,15 @@
 #include <cstdint>
 
 #include "octavo/quant/block_scaling.h"
+#include "octavo/quant/e4m3.h"
 
 namespace octavo::cuda {
 
 __device__ inline float quiet_nan() { return __uint_as_float(0x7fc00000U); }
 
-inline constexpr float kE4m3Max = 448.0F;
-
 // ScaleFormula::kDivide, which activations have. One path, for kernels that have little room for code.
 __device__ inline Scale divide_scale(float amax, bool pow2) {
-  const float quotient = __fdiv_rn(amax, kE4m3Max);
+  const float quotient = __fdiv_rn(amax, kE4M3Max);
   const float rounded =
       pow2 ? __uint_as_float((__float_as_uint(quotient) + 0x7fffffU) & 0x7f800000U) : quotient;
   const float scale = isnan(amax) ? quiet_nan() : quotient < FLT_MIN ? 1.0F : rounded;
@@ -27,10 +26,9 @@ __device__ inline Scale divide_scale(float amax, bool pow2) {
 __device__ inline Scale device_scale(float amax, ScalingOptions options) {
   if (isnan(amax)) return {quiet_nan(), quiet_nan()};
   if (options.formula == ScaleFormula::kDivide) return divide_scale(amax, options.pow2);
-  constexpr float kMax = kE4m3Max;
-  const float quotient = __fdiv_rn(amax, kMax);
+  const float quotient = __fdiv_rn(amax, kE4M3Max);
   if (!options.pow2) {
-    const float multiplier = __fdiv_rn(kMax, amax);
+    const float multiplier = __fdiv_rn(kE4M3Max, amax);
     const float scale = __frcp_rn(multiplier);
     if (scale < FLT_MIN || isinf(amax)) return {1.0F, 1.0F};
     return {scale, multiplier};
