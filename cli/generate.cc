@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <cassert>
-#include <filesystem>
 #include <memory>
 
 #include "cli/commands.h"
@@ -67,10 +66,7 @@ void run(const Options& options) {
   for (const PromptLine& prompt : prompts) needs_tokenizer = needs_tokenizer || !prompt.has_ids;
   if (!options.out.empty() && options.json)
     fail("--json writes to standard output and --out to a file; give one of them");
-  std::error_code error;
-  if (!options.out.empty() && !options.prompts_file.empty() &&
-      std::filesystem::equivalent(options.out, options.prompts_file, error))
-    fail("--out '{}' is the file of --prompts, which it would replace; choose another", options.out);
+  refuse_same_file(options.out, options.prompts_file, "--prompts");
   LineWriter writer(options.out);  // before the model, so that a path that cannot be written fails at once
   Session session(options.model, options.engine.options(options.model.device), needs_tokenizer);
 

@@ -123,6 +123,12 @@ std::vector<Line> read_lines(const std::string& path) {
   return lines;
 }
 
+void refuse_same_file(const std::string& out, const std::string& input, std::string_view flag) {
+  std::error_code error;  // of what is not there, which is others' to report
+  if (fs::is_regular_file(out, error) && fs::equivalent(out, input, error))
+    fail("--out '{}' is the file of {}, which it would replace; choose another", out, flag);
+}
+
 LineWriter::LineWriter(const std::string& path) : path_(path) {
   if (path.empty() || path == "-") {
     path_ = "standard output";

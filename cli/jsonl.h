@@ -50,6 +50,9 @@ struct Line {
 // The lines of a file ("-": standard input) that are not blank. Error if it cannot be read or holds none.
 std::vector<Line> read_lines(const std::string& path);
 
+// Error where a LineWriter to `out` would replace the file that `flag` named as input.
+void refuse_same_file(const std::string& out, const std::string& input, std::string_view flag);
+
 // Writes lines to a file that appears under its name only when finish() has flushed it all, or straight to
 // standard output when the path is empty or "-", and to what is no file: a pipe or a device. A failed write
 // (a full disk) is a SystemError and leaves no file.

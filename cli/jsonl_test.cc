@@ -153,6 +153,19 @@ TEST(LineWriter, FailsWhereItCannotWrite) {
             "cannot write '" + folder.file("") + "': it is a folder; name a file");
 }
 
+TEST(LineWriter, ItsInputIsRefused) {
+  const TestFolder folder;
+  const std::string input = folder.write("in", "x");
+  std::filesystem::create_symlink("in", folder.file("link"));
+  EXPECT_EQ(
+      message_of<Error>([&] { refuse_same_file(folder.file("link"), input, "--input"); }),
+      "--out '" + folder.file("link") + "' is the file of --input, which it would replace; choose another");
+  refuse_same_file(folder.file("other"), input, "--input");
+  refuse_same_file("", input, "--input");
+  refuse_same_file("-", "-", "--input");
+  refuse_same_file("/dev/null", "/dev/null", "--input");  // nothing is replaced
+}
+
 TEST(LineWriter, WritesThroughToWhatIsNoFile) {
   const TestFolder folder;
   const std::string pipe = folder.file("pipe");

@@ -27,6 +27,7 @@ void run(const Options& options) {
     total += static_cast<std::int64_t>(lines.back().prompt_ids.size());
   }
   refuse_same_ids(lines);
+  refuse_same_file(options.out, options.input, "--input");
   LineWriter writer(options.out);
   Session session(options.model, options.engine.options(options.model.device), false);
   for (const PromptLine& line : lines)  // all of them before any is computed

@@ -29,6 +29,7 @@ std::int64_t vocabulary(const std::string& folder, const Tokenizer& tokenizer) {
 void run(const Options& options) {
   const Tokenizer tokenizer = Tokenizer::from_file(options.folder + "/tokenizer.json");
   const std::int64_t end = options.decode ? vocabulary(options.folder, tokenizer) : 0;
+  refuse_same_file(options.out, options.input, "--input");
   LineWriter writer(options.out);
   for (const Line& line : read_lines(options.input)) {
     if (options.decode) {

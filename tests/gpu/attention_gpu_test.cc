@@ -18,12 +18,6 @@
 namespace octavo {
 namespace {
 
-using cuda::DeviceBuffer;
-using cuda::to_device;
-using cuda::to_host;
-constexpr double kU = 0x1p-24;
-constexpr double kBf16Step = 0x1p-7;  // the largest relative distance of two neighbours
-
 // A step's batch on the device.
 struct DeviceStep {
   DeviceStep(const std::vector<std::int32_t>& of_positions, const std::vector<std::int32_t>& of_slots,

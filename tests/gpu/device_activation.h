@@ -12,7 +12,13 @@
 
 namespace octavo {
 
+using cuda::DeviceBuffer;
+using cuda::to_device;
+using cuda::to_host;
+
 inline constexpr bf16 kPoison{0x7fc0};
+inline constexpr double kU = 0x1p-24;
+inline constexpr double kBf16Step = 0x1p-7;  // the largest relative distance of two neighbours
 
 // Device memory for an activation, poisoned, and what is read back.
 struct DeviceActivation {

@@ -16,15 +16,12 @@
 #include "octavo/quant/cuda/activation_quantizer.h"
 #include "octavo/quant/cuda/device.h"
 #include "octavo/quant/e4m3.h"
+#include "tests/gpu/device_activation.h"
 #include "tests/gpu/gpu_random.h"
 
 namespace octavo {
 namespace {
 
-using cuda::DeviceBuffer;
-using cuda::to_device;
-using cuda::to_host;
-constexpr bf16 kPoison{0x7fc0};
 constexpr double kHalfBf16 = 0x1p-8;  // eight significant bits: half a step at the low end of a binade
 
 // Codes of normal values, drawn from a table of them.

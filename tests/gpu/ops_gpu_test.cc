@@ -16,12 +16,6 @@
 namespace octavo {
 namespace {
 
-using cuda::DeviceBuffer;
-using cuda::to_device;
-using cuda::to_host;
-constexpr double kU = 0x1p-24;
-constexpr double kBf16Step = 0x1p-7;  // the largest relative distance of two neighbours
-
 class GpuOps : public testing::Test {
  protected:
   GpuRandom random_;

@@ -158,15 +158,19 @@ void add_part(const Sums& sums, int part) {
   }
 }
 
+void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
 // Two groups of tokens against two weight tiles, into `now`; meanwhile `before` goes to its totals.
 void multiply_two(const TileRow* x, const bf16* const (&weights)[kPanelTiles], std::int64_t steps,
                   const Sums& before, Sums& now) {
   const bf16* first = weights[0];
   const bf16* second = weights[now.columns - 1];
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   for (int step = 0; step < kSteps; ++step) {
     if (step < steps) {
       _tile_loadd(4, x + step * kMaxRows, kRowBytes);
@@ -189,10 +193,7 @@ void multiply_two(const TileRow* x, const bf16* const (&weights)[kPanelTiles], s
 // One group of tokens against up to four weight tiles.
 void multiply_one(const TileRow* x, const bf16* const (&weights)[kPanelTiles], std::int64_t steps,
                   const Sums& before, Sums& now) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   for (int step = 0; step < kSteps; ++step) {
     if (step < steps) {
       const std::int64_t at = step * kStepPairs * kPairElements;

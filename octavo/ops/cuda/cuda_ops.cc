@@ -273,7 +273,7 @@ void CudaOps::silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t ga
 
 void CudaOps::gated_linear(const Activation& x, std::int64_t tokens, const LinearWeight& gate_up, bf16* wide,
                            const Activation& out) {
-  if (gate_up.precision == Precision::kFP8 && !cublaslt_ && gate_up.in % 16 == 0) {
+  if (gate_up.precision == Precision::kFP8 && !cublaslt_) {
     const Fp8Gemm gemm = fp8_layer(x, tokens, gate_up, nullptr);
     if (fp8_gemm_takes_gated(gemm, out)) return fp8_gemm_gated(gemm, out, stream_);
   }

@@ -45,7 +45,7 @@ void fp8_gemm(const Fp8Gemm& g, cudaStream_t stream) {
 }
 
 bool fp8_gemm_takes_gated(const Fp8Gemm& g, const Activation& gated) {
-  return takes_gated(g.out, g.tokens) && gated.cols * 2 == g.out && gated.scales != nullptr;
+  return takes_gated(g.out, g.tokens) && g.in % 16 == 0 && gated.cols * 2 == g.out && gated.scales != nullptr;
 }
 void fp8_gemm_gated(const Fp8Gemm& g, const Activation& gated, cudaStream_t stream) {
   if (g.tokens == 0) return;
