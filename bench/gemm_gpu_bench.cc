@@ -196,7 +196,7 @@ void tune(Bench& bench, std::vector<std::int64_t> tokens) {
         for (const auto& [row_cluster, token_cluster] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 1}}) {
           if (token_cluster * kernel.tokens > std::max<std::int64_t>(m, 64)) continue;
           if (m >= 512 && kernel.rows < 112) continue;
-          row(cuda::tall_plan(kernel, row_cluster, token_cluster));
+          row(cuda::tall_plan(kernel, {row_cluster, token_cluster}));
         }
     }
 }

@@ -238,7 +238,7 @@ TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
     for (const cuda::TallKernel& kernel : cuda::kTallKernels)
       for (const auto& [row_cluster, token_cluster] : clusters)
         if (kernel.rows % (8 * token_cluster) == 0)
-          expect_bits(cuda::tall_plan(kernel, row_cluster, token_cluster));
+          expect_bits(cuda::tall_plan(kernel, {row_cluster, token_cluster}));
   }
 }
 

@@ -11,11 +11,11 @@ inline constexpr std::int64_t kSplitPositions = 256;
 // How many blocks of threads, a cluster, share out the splits of one context and KV head: several where
 // tokens are few and contexts long. Any number is right for any batch.
 inline constexpr std::int64_t kMostBlocks = 8;
+inline constexpr std::int64_t kBlocksAtOnce = 256;  // about what an H200 holds, two a multiprocessor
 inline std::int64_t blocks_of_context(std::int64_t tokens, std::int64_t num_kv_heads,
                                       std::int64_t longest_context) {
-  constexpr std::int64_t kEnoughBlocks = 256;  // about what an H200 holds at once
   std::int64_t blocks = 1;
-  while (blocks < kMostBlocks && tokens * num_kv_heads * blocks < kEnoughBlocks &&
+  while (blocks < kMostBlocks && tokens * num_kv_heads * blocks < kBlocksAtOnce &&
          blocks * kSplitPositions < longest_context)
     blocks *= 2;
   return blocks;

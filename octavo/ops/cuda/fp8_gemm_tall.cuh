@@ -25,9 +25,6 @@ struct TallShape {
   static constexpr std::uint32_t kStageBytes = (kTokenStep + kWeightStep) * kSpan;
   static constexpr int kRowScales = kRows / 16;  // of a warpgroup: rows 16 i … share the i-th
   static constexpr int kScaleLanes = 64;         // threads that copy the tokens' scales
-  // A warpgroup begins a stage before it adds the sums of the one before, where its registers hold both.
-  // Otherwise the other warpgroup keeps the tensor cores busy while it adds.
-  static constexpr bool kOverlaps = kPerGroup == 1 && kRows <= 128;
   // See GemmShape of gemm_kernel.cuh.
   static constexpr int kMultiplyRegisters = 224;
   static constexpr int kCopyRegisters = 56;
@@ -300,10 +297,11 @@ struct TallMultiplier {
     }
   }
 
-  // One stage and tile at a time. Whether the next stage is there is asked while this one's products are
-  // under way: the answer takes as long as a fifth of them.
+  // One stage and tile at a time: the other warpgroup, where there is one, keeps the tensor cores busy while
+  // this one adds, and a stage is given back as soon as it has been multiplied. Whether the next is there is
+  // asked while this one's products are under way: the answer takes as long as a fifth of them.
   template <RowScaleKind kKind>
-  __device__ void sum_in_order() {
+  __device__ void sum() {
     StageSums blocks;
     bool ready = false;
     for (int stage = 0; stage < task.stages; ++stage) {
@@ -325,51 +323,6 @@ struct TallMultiplier {
     }
   }
 
-  // With the next stage under way. As to the loop's shape see gemm_kernel.cuh.
-  template <RowScaleKind kKind>
-  __device__ void sum_overlapped() {
-    StageSums even;
-    StageSums odd;
-    RingPlace next = at;
-    const auto begin = [&](StageSums& blocks) {
-      wait(ring.full + 8 * next.stage, next.parity);
-      begin_stage(blocks, next, 0);
-      next.advance(task.weight_stages);
-    };
-    begin(even);
-    int stage = 0;
-    Scales<kKind> read;
-    for (; stage + 2 < task.stages; stage += 2) {
-      begin(odd);
-      read_scales<kKind>(read, 0, stage);
-      wgmma_wait<1>();
-      end_stage<kKind>(even, 0, stage, read);
-      begin(even);
-      read_scales<kKind>(read, 0, stage + 1);
-      wgmma_wait<1>();
-      end_stage<kKind>(odd, 0, stage + 1, read);
-    }
-    if (stage + 1 < task.stages) {
-      begin(odd);
-      read_scales<kKind>(read, 0, stage);
-      wgmma_wait<1>();
-      end_stage<kKind>(even, 0, stage, read);
-      read_scales<kKind>(read, 0, stage + 1);
-      wgmma_wait<0>();
-      end_stage<kKind>(odd, 0, stage + 1, read);
-    } else {
-      read_scales<kKind>(read, 0, stage);
-      wgmma_wait<0>();
-      end_stage<kKind>(even, 0, stage, read);
-    }
-  }
-  template <RowScaleKind kKind>
-  __device__ void sum() {
-    if constexpr (Shape::kOverlaps)
-      sum_overlapped<kKind>();
-    else
-      sum_in_order<kKind>();
-  }
   __device__ void sum(RowScaleKind kind) {
     if (kind == RowScaleKind::kOne) return sum<RowScaleKind::kOne>();
     // Tiles that fit into blocks of 128 rows meet two where a part ends inside, which is rare.

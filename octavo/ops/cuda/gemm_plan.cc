@@ -38,15 +38,15 @@ void deal_stages(GemmPlan& plan) {
 
 }  // namespace
 
-GemmPlan tall_plan(const TallKernel& kernel, int row_cluster, int token_cluster) {
+GemmPlan tall_plan(const TallKernel& kernel, TallCluster cluster) {
   GemmPlan plan;
   plan.tall = true;
   plan.tokens = kernel.tokens;
   plan.rows = kernel.rows;
   plan.groups = kernel.groups;
   plan.per_group = kernel.per_group;
-  plan.row_cluster = row_cluster;
-  plan.token_cluster = token_cluster;
+  plan.row_cluster = cluster.rows;
+  plan.token_cluster = cluster.tokens;
   deal_stages(plan);
   return plan;
 }
@@ -69,24 +69,26 @@ std::size_t GemmPlan::shared_bytes() const {
 namespace {
 
 // Nanoseconds, not counting what every kernel takes.
-double tall_cost(const TallKernel& kernel, int row_cluster, std::int64_t out, std::int64_t in, std::int64_t m,
-                 int multiprocessors) {
-  const std::int64_t tiles =
-      ceil_div(ceil_div(out, kernel.rows), row_cluster) * row_cluster * ceil_div(m, kernel.tokens);
-  const auto rounds = static_cast<double>(ceil_div(tiles, multiprocessors));
-  const double step = row_cluster == 1 ? kernel.alone_ns : kernel.paired_ns;
+double tall_cost(const TallKernel& kernel, std::size_t cluster, std::int64_t out, std::int64_t in,
+                 std::int64_t m, int multiprocessors) {
+  const auto [rows, tokens] = kTallClusters[cluster];
+  const std::int64_t clusters =
+      ceil_div(ceil_div(out, kernel.rows), rows) * ceil_div(ceil_div(m, kernel.tokens), tokens);
+  // A cluster lies within one of the groups of 16 or 18 multiprocessors, some of which lose two to fours.
+  const int at_once = rows * tokens < 4 ? multiprocessors / (rows * tokens) : multiprocessors * 10 / 44;
+  const auto rounds = static_cast<double>(ceil_div(clusters, std::max(at_once, 1)));
   constexpr double kTile = 600;  // a tile's beginning and end
-  return rounds * (step * static_cast<double>(ceil_div(in, 128)) + kTile);
+  return rounds * (kernel.step_ns[cluster] * static_cast<double>(ceil_div(in, 128)) + kTile);
 }
 
 GemmPlan plan_tall(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
   GemmPlan best;
   double best_cost = 0;
   for (const TallKernel& kernel : kTallKernels)
-    for (const int row_cluster : {1, 2}) {
-      const double cost = tall_cost(kernel, row_cluster, out, in, m, multiprocessors);
+    for (std::size_t cluster = 0; cluster < kTallClusters.size(); ++cluster) {
+      const double cost = tall_cost(kernel, cluster, out, in, m, multiprocessors);
       if (best.rows != 0 && cost >= best_cost) continue;
-      best = tall_plan(kernel, row_cluster, 1);
+      best = tall_plan(kernel, kTallClusters[cluster]);
       best_cost = cost;
     }
   return best;
@@ -124,7 +126,7 @@ GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int mu
   assert(out > 0 && in > 0 && m > 0);
   if (m > 16) return plan_tall(out, in, m, multiprocessors);
   // Where 64 rows a tile would leave half of the multiprocessors without one.
-  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors) return tall_plan(kTallKernels[0], 1, 1);
+  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors) return tall_plan(kTallKernels[0], {1, 1});
   return plan_narrow_gemm(out, m, multiprocessors);
 }
 

@@ -12,13 +12,13 @@ inline constexpr int kStepBytes = 128;  // of a row
 inline constexpr int kMaxStages = 48;   // of a ring
 
 // A step is kStepBytes of a row. A stage of the rings holds several, so that what a warp does once a stage
-// (waiting, giving back, addresses) is little beside the stage's own work. The limit is registers: FP8
-// kernels keep the sums of two stages' blocks in them.
+// (waiting, giving back, addresses) is little beside the stage's own work. The limits are registers, which
+// hold the block sums of all its steps in FP8, and that rings still have several stages.
 constexpr int narrow_steps(int tokens, int groups) {
   if (groups == 4 || tokens == 128) return 1;
   return tokens == 64 ? 2 : 4;
 }
-constexpr int tall_steps(int rows_of_group) { return rows_of_group <= 32 ? 4 : rows_of_group <= 64 ? 2 : 1; }
+constexpr int tall_steps(int rows_of_group) { return rows_of_group <= 64 ? 4 : 1; }
 inline constexpr int kMinStages = 2;
 
 // The tokens' scales are held for so many 128-column blocks, twice.
@@ -68,26 +68,31 @@ struct GemmPlan {
   std::int64_t token_tiles(std::int64_t m) const { return (m + tokens - 1) / tokens; }
 };
 
+// Blocks of threads that share loads: rows · tokens of them (see row_cluster and token_cluster).
+struct TallCluster {
+  int rows, tokens;
+  constexpr int blocks() const { return rows * tokens; }
+};
+inline constexpr std::array<TallCluster, 4> kTallClusters = {{{1, 1}, {2, 1}, {4, 1}, {1, 2}}};
 // The tall kernels there are, the smallest tiles first, and what a step of 128 columns takes, in nanoseconds,
-// on an H200 whose multiprocessors all run it: alone, and in pairs of neighbouring rows that share the
-// tokens.
+// on an H200 whose multiprocessors all run it, in each of kTallClusters (`gemm_gpu_bench tune`).
 struct TallKernel {
   int tokens, rows, groups, per_group;
-  double alone_ns, paired_ns;
+  std::array<double, kTallClusters.size()> step_ns;
 };
-inline constexpr std::array<TallKernel, 12> kTallKernels = {{{64, 32, 1, 1, 205, 160},
-                                                             {64, 48, 1, 1, 255, 225},
-                                                             {64, 64, 1, 1, 230, 215},
-                                                             {64, 128, 2, 1, 370, 335},
-                                                             {64, 224, 2, 1, 600, 600},
-                                                             {128, 32, 2, 1, 490, 425},
-                                                             {128, 48, 2, 1, 450, 345},
-                                                             {128, 64, 2, 1, 405, 315},
-                                                             {128, 112, 2, 1, 520, 490},
-                                                             {128, 128, 2, 1, 540, 475},
-                                                             {128, 192, 2, 1, 700, 690},
-                                                             {256, 128, 2, 2, 890, 870}}};
-GemmPlan tall_plan(const TallKernel& kernel, int row_cluster, int token_cluster);
+inline constexpr std::array<TallKernel, 12> kTallKernels = {{{64, 32, 1, 1, {199, 151, 131, 179}},
+                                                             {64, 48, 1, 1, {221, 185, 169, 190}},
+                                                             {64, 64, 1, 1, {255, 219, 194, 216}},
+                                                             {64, 128, 2, 1, {372, 339, 326, 330}},
+                                                             {64, 224, 2, 1, {519, 522, 499, 448}},
+                                                             {128, 32, 2, 1, {356, 260, 227, 334}},
+                                                             {128, 48, 2, 1, {409, 295, 275, 356}},
+                                                             {128, 64, 2, 1, {429, 345, 306, 403}},
+                                                             {128, 112, 2, 1, {473, 469, 459, 474}},
+                                                             {128, 128, 2, 1, {525, 490, 449, 492}},
+                                                             {128, 192, 2, 1, {656, 678, 659, 675}},
+                                                             {256, 128, 2, 2, {856, 847, 806, 866}}}};
+GemmPlan tall_plan(const TallKernel& kernel, TallCluster cluster);
 
 inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of threads, Hopper
 

@@ -21,14 +21,14 @@ namespace {
 
 using namespace gqa;
 
-constexpr int kStages = 3;
 constexpr unsigned kPagesOfWarp = kSplitPages / kWarps;  // in a whole split
 
 struct Arguments : Layer {
   HeadRotation rotation;
 };
 
-template <int kDim>
+// kStages: of a warp's ring.
+template <int kDim, int kStages>
 struct Shared {
   alignas(128) bf16 ring[kWarps][kStages][2][kPage * kDim];
   Splits<kDim> splits;
@@ -36,10 +36,11 @@ struct Shared {
 };
 
 // Grid: blocks_of_context() × KV heads × tokens.
-template <int kDim>
-__global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant__ Arguments a) {
+template <int kDim, int kStages>
+__global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
+    gqa_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) std::byte raw[];
-  auto& shared = *reinterpret_cast<Shared<kDim>*>(raw);
+  auto& shared = *reinterpret_cast<Shared<kDim, kStages>*>(raw);
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int lane = static_cast<int>(threadIdx.x % 32);
   const std::int64_t kv_head = blockIdx.y;
@@ -168,18 +169,29 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_kernel(const __grid_constant_
   cluster_wait();  // nobody still reads out of this block
 }
 
+template <int kDim, int kStages>
+void run(unsigned cluster, const Arguments& arguments, cudaStream_t stream) {
+  check(cudaFuncSetAttribute(gqa_kernel<kDim, kStages>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             sizeof(Shared<kDim, kStages>)),
+        "shared memory for attention");
+  const dim3 grid(cluster, static_cast<unsigned>(arguments.shape.num_kv_heads),
+                  static_cast<unsigned>(arguments.batch.tokens));
+  launch_clusters(cluster, gqa_kernel<kDim, kStages>, grid, dim3(kThreads), sizeof(Shared<kDim, kStages>),
+                  stream, arguments);
+}
+
+// Where there is more than the two blocks with long rings that a multiprocessor holds, four with short ones
+// keep as much under way, and do not wait for a second round.
 template <int kDim>
 void run(const Arguments& arguments, cudaStream_t stream) {
-  check(cudaFuncSetAttribute(gqa_kernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             sizeof(Shared<kDim>)),
-        "shared memory for attention");
   const DeviceBatch& batch = arguments.batch;
   const std::int64_t kv_heads = arguments.shape.num_kv_heads;
   const auto cluster =
       static_cast<unsigned>(blocks_of_context(batch.tokens, kv_heads, batch.longest_context));
-  launch_clusters(cluster, gqa_kernel<kDim>,
-                  dim3(cluster, static_cast<unsigned>(kv_heads), static_cast<unsigned>(batch.tokens)),
-                  dim3(kThreads), sizeof(Shared<kDim>), stream, arguments);
+  if (batch.tokens * kv_heads > kBlocksAtOnce)
+    run<kDim, 1>(cluster, arguments, stream);
+  else
+    run<kDim, 3>(cluster, arguments, stream);
 }
 
 }  // namespace
