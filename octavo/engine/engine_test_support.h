@@ -16,7 +16,7 @@
 namespace octavo {
 
 inline std::string tiny_folder(const std::string& name) {
-  return std::string(OCTAVO_SOURCE_DIR) + "/tests/golden/tiny/" + name;
+  return OCTAVO_SOURCE_DIR "/tests/golden/tiny/" + name;
 }
 
 inline std::unique_ptr<Model> tiny_model(const std::string& name, Precision precision, ThreadPool& pool) {
