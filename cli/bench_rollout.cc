@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <optional>
 #include <random>
 #include <unordered_map>
 
@@ -21,9 +22,9 @@ double seconds(Clock::duration d) { return std::chrono::duration<double>(d).coun
 
 struct Result {
   std::int64_t sequences = 0;
-  double tokens_per_second = 0;  // output tokens over the time from submission to the last one
-  double step_ms = 0;            // median time between two tokens of the first sequence
-  double first_token_ms = 0;     // until every sequence has one
+  double tokens_per_second = 0;   // output tokens over the time from submission to the last one
+  std::optional<double> step_ms;  // median time between two tokens of the first sequence, if it has two
+  double first_token_ms = 0;      // until every sequence has one
 };
 
 Result measure(Engine& engine, const RolloutBench& bench, std::int64_t sequences, std::mt19937& random) {
@@ -68,19 +69,6 @@ Result measure(Engine& engine, const RolloutBench& bench, std::int64_t sequences
 
 }  // namespace
 
-void add_rollout_bench_flags(CLI::App& app, RolloutBench& bench) {
-  app.add_option("--sequences", bench.sequences,
-                 "Measure rollouts of so many sequences at once (1,16,64), and nothing else")
-      ->delimiter(',')
-      ->check(at_least(1));
-  app.add_option("--prompt", bench.prompt, "Prompt tokens of each, with --sequences")
-      ->check(at_least(1))
-      ->capture_default_str();
-  app.add_option("--output", bench.output, "Output tokens of each, with --sequences")
-      ->check(at_least(1))
-      ->capture_default_str();
-}
-
 void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool json) {
   const auto start = Clock::now();
   EngineFlags flags;
@@ -109,12 +97,12 @@ void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool 
             sequences, random);
     const Result r = measure(*session.engine, bench, sequences, random);
     if (!json)
-      fmt::print("{:>9} {:>12.0f} {:>9.3f} {:>15.1f}\n", r.sequences, r.tokens_per_second, r.step_ms,
-                 r.first_token_ms);
+      fmt::print("{:>9} {:>12.0f} {:>9} {:>15.1f}\n", r.sequences, r.tokens_per_second,
+                 r.step_ms ? fmt::format("{:.3f}", *r.step_ms) : "-", r.first_token_ms);
     std::fflush(stdout);
     lines.push_back({{"sequences", r.sequences},
                      {"output_tokens_per_second", r.tokens_per_second},
-                     {"step_ms", r.step_ms},
+                     {"step_ms", r.step_ms ? nlohmann::json(*r.step_ms) : nlohmann::json()},
                      {"first_token_ms", r.first_token_ms}});
   }
   if (json)

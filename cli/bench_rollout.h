@@ -2,11 +2,10 @@
 // benchmarks do.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <vector>
 
-#include "cli/commands.h"
+#include "cli/flags.h"
 
 namespace octavo {
 
@@ -16,7 +15,6 @@ struct RolloutBench {
   std::int64_t output = 512;
 };
 
-void add_rollout_bench_flags(CLI::App& app, RolloutBench& bench);
 void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool json);
 
 }  // namespace octavo

@@ -3,9 +3,8 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
-#include <string>
 
-#include "octavo/model/weights.h"
+#include "cli/flags.h"
 
 namespace octavo {
 
@@ -15,27 +14,6 @@ CLI::Validator at_least(std::int64_t least);
 CLI::Validator number();
 CLI::Validator positive_number();
 CLI::Validator seed_number();
-
-// Flags that every command with a loaded model shares.
-struct ModelFlags {
-  std::string folder;
-  std::string shape;  // instead of a folder: random weights of this shape
-  std::string precision = "fp8";
-  std::string device = "cpu";
-  bool use_deep_gemm = true;
-  std::int64_t bf16_first = 0;
-  std::int64_t bf16_last = 0;
-  std::vector<std::string> ignored;
-  bool pow2_weights = false;
-  bool pow2_activations = false;
-  int threads = 0;
-
-  void add_to(CLI::App& app);
-  WeightOptions weight_options() const;
-};
-
-// Flags that say how weights become FP8, for commands that do not load a model to run it too.
-void add_quantization_flags(CLI::App& app, ModelFlags& flags);
 
 void add_generate(CLI::App& app);
 void add_score(CLI::App& app);

@@ -69,6 +69,7 @@ void run(const Options& options) {
   refuse_same_file(options.out, options.prompts_file, "--prompts");
   LineWriter writer(options.out);  // before the model, so that a path that cannot be written fails at once
   Session session(options.model, options.engine.options(options.model.device), needs_tokenizer);
+  session.engine->limits().check_sampling(options.sampling);
 
   std::vector<Request> requests;
   for (std::size_t i = 0; i < prompts.size(); ++i) {

@@ -13,6 +13,7 @@
 #include <map>
 #include <utility>
 
+#include "cli/interrupt.h"
 #include "octavo/base/error.h"
 #include "octavo/checkpoint/json.h"
 
@@ -103,7 +104,7 @@ std::vector<std::int32_t> parse_ids_line(std::string_view line, const std::strin
   return ids_of(parse_json(line, where), where, "each line");
 }
 
-std::vector<Line> read_lines(const std::string& path) {
+std::vector<Line> read_lines(const std::string& path, BlankLines blank) {
   const bool standard = path == "-";
   std::ifstream file;
   if (!standard) {
@@ -115,9 +116,14 @@ std::vector<Line> read_lines(const std::string& path) {
   std::vector<Line> lines;
   std::string text;
   for (std::int64_t number = 1; std::getline(stream, text); ++number) {
-    if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
-    lines.push_back({std::move(text), fmt::format("{}:{}", name, number)});
+    std::string where = fmt::format("{}:{}", name, number);
+    if (text.find_first_not_of(" \t\r") != std::string::npos)
+      lines.push_back({std::move(text), std::move(where)});
+    else if (blank == BlankLines::kRefuse)
+      fail("{}: the line is blank; take it out, since output lines are matched to input lines by number",
+           where);
   }
+  throw_if_interrupted();
   if (stream.bad()) fail("cannot read '{}': {}", name, std::strerror(errno));
   if (lines.empty()) fail("'{}' holds no lines", name);
   return lines;
@@ -159,7 +165,10 @@ void LineWriter::flush() {
   std::size_t left = pending_.size();
   while (left > 0) {
     const ssize_t written = ::write(fd_, at, left);
-    if (written < 0 && errno == EINTR) continue;
+    if (written < 0 && errno == EINTR) {
+      throw_if_interrupted();
+      continue;
+    }
     if (written < 0) fail_system("cannot write '{}': {}", path_, std::strerror(errno));
     at += written;
     left -= static_cast<std::size_t>(written);

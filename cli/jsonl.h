@@ -47,8 +47,10 @@ struct Line {
   std::string text;
   std::string where;  // "prompts.jsonl:3"
 };
-// The lines of a file ("-": standard input) that are not blank. Error if it cannot be read or holds none.
-std::vector<Line> read_lines(const std::string& path);
+enum class BlankLines { kSkip, kRefuse };
+// The lines of a file ("-": standard input) that are not blank. Error if it cannot be read or holds none, or
+// has a blank one that is to be refused.
+std::vector<Line> read_lines(const std::string& path, BlankLines blank = BlankLines::kSkip);
 
 // Error where a LineWriter to `out` would replace the file that `flag` named as input.
 void refuse_same_file(const std::string& out, const std::string& input, std::string_view flag);

@@ -10,6 +10,7 @@
 #include <csignal>
 #include <filesystem>
 
+#include "cli/interrupt.h"
 #include "octavo/base/error.h"
 #include "octavo/checkpoint/json.h"
 #include "octavo/checkpoint/test_folder.h"
@@ -117,6 +118,13 @@ TEST(ReadLines, SkipsBlankLinesAndCountsThem) {
   EXPECT_EQ(lines[1].where, path + ":4");
 }
 
+TEST(ReadLines, RefusesBlankLinesWhereLinesAreCounted) {
+  const TestFolder folder;
+  const std::string path = folder.write("p", "1\n\n2");
+  EXPECT_THAT(message_of<Error>([&] { read_lines(path, BlankLines::kRefuse); }),
+              StartsWith(path + ":2: the line is blank"));
+}
+
 TEST(ReadLines, NamesWhatCannotBeRead) {
   const TestFolder folder;
   const auto error = [](const std::string& path) { return message_of<Error>([&] { read_lines(path); }); };
@@ -219,6 +227,25 @@ TEST(LineWriter, FullDiskLeavesNothing) {
   EXPECT_EQ(message, "cannot write '" + path + "': File too large");
   EXPECT_EQ(folder.files(), 0U);
 }
+
+TEST(Interrupt, ASignalTakesUnfinishedFilesAway) {
+  const TestFolder folder;
+  const auto work = [&] {
+    catch_interrupts();
+    try {
+      LineWriter writer(folder.file("out"));
+      writer.write("half of it");
+      std::raise(SIGTERM);
+      throw_if_interrupted();
+    } catch (const Interrupted& interrupted) {
+      end_by(interrupted);
+    }
+  };
+  EXPECT_EXIT(work(), testing::KilledBySignal(SIGTERM), "");
+  EXPECT_EQ(folder.files(), 0U);
+}
+
+TEST(Interrupt, NothingIsThrownWithoutASignal) { EXPECT_NO_THROW(throw_if_interrupted()); }
 
 TEST(DumpLine, StaysOnOneLine) {
   EXPECT_EQ(dump_line({{"id", "a\nb"}, {"text", "\xff"}}), "{\"id\":\"a\\nb\",\"text\":\"\ufffd\"}");

@@ -1,7 +1,8 @@
 // octavo: FP8 rollouts for reinforcement learning of language models.
 //
 // Exit codes: 0 done; 2 bad usage or bad input, one line on standard error says what, where and how to mend
-// it; 1 a failure of the program or the machine.
+// it; 1 a failure of the program or the machine. A signal ends it as signals do (128 + its number to a
+// shell).
 #include <fmt/format.h>
 
 #include <csignal>
@@ -9,12 +10,14 @@
 #include <exception>
 
 #include "cli/commands.h"
+#include "cli/interrupt.h"
 #include "octavo/base/error.h"
 
 int main(int argc, char** argv) {
   // A full disk or a closed pipe shall be an error message, not a signal.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
+  octavo::catch_interrupts();
 
   CLI::App app("FP8 rollouts for reinforcement learning of language models", "octavo");
   app.require_subcommand(1);
@@ -47,6 +50,8 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "octavo: {} (see 'octavo {}--help')\n", error.what(),
                commands.empty() ? "" : commands.front()->get_name() + " ");
     return 2;
+  } catch (const octavo::Interrupted& interrupted) {
+    octavo::end_by(interrupted);
   } catch (const octavo::Error& error) {
     fmt::print(stderr, "octavo: {}\n", error.what());
     return 2;

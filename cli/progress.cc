@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <utility>
 
+#include "cli/interrupt.h"
+
 namespace octavo {
 namespace {
 constexpr int kWidth = 30;
@@ -21,6 +23,7 @@ ProgressBar::~ProgressBar() {
 }
 
 void ProgressBar::update(std::int64_t done, std::int64_t total, const std::string& note) {
+  throw_if_interrupted();
   const auto now = std::chrono::steady_clock::now();
   if (!terminal_ || (drawn_ && done < total && now - last_ < kInterval)) return;
   last_ = now;

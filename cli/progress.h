@@ -14,6 +14,7 @@ class ProgressBar {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
+  // Throws Interrupted once a signal has come: every long work passes here.
   void update(std::int64_t done, std::int64_t total, const std::string& note = {});
 
  private:

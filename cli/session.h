@@ -4,25 +4,12 @@
 #include <memory>
 #include <string>
 
-#include "cli/commands.h"
+#include "cli/flags.h"
 #include "octavo/base/thread_pool.h"
 #include "octavo/engine/engine.h"
 #include "octavo/text/tokenizer.h"
 
 namespace octavo {
-
-// Flags that shape the engine.
-struct EngineFlags {
-  std::int64_t max_sequences = 0;     // 0: 64, on a GPU 256
-  std::int64_t max_batch_tokens = 0;  // 0: 512, on a GPU 8192
-  std::int64_t max_context = 0;
-  std::int64_t kv_tokens = 0;
-  std::int64_t kv_bytes = 0;
-  double gpu_memory_utilization = 0.9;
-
-  void add_to(CLI::App& app);
-  EngineOptions options(const std::string& device) const;
-};
 
 struct Session {
   // Loads tokenizer (if the folder has one, or if it is needed), weights and engine, with a progress bar.

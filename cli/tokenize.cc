@@ -31,7 +31,7 @@ void run(const Options& options) {
   const std::int64_t end = options.decode ? vocabulary(options.folder, tokenizer) : 0;
   refuse_same_file(options.out, options.input, "--input");
   LineWriter writer(options.out);
-  for (const Line& line : read_lines(options.input)) {
+  for (const Line& line : read_lines(options.input, BlankLines::kRefuse)) {
     if (options.decode) {
       const auto ids = parse_ids_line(line.text, line.where);
       for (const std::int32_t id : ids)

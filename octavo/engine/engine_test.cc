@@ -161,7 +161,7 @@ TEST(Engine, RefusesWhatMakesNoSenseOrCanNeverFit) {
   EXPECT_THAT(complaint([&] {
                 tiny.engine.score({{1, 2}, {}});
               }),
-              HasSubstr("request 1: the prompt is empty"));
+              HasSubstr("request 1: the sequence is empty"));
   EXPECT_THAT(complaint([&] { tiny.engine.generate({{.id = "q", .prompt_ids = {500}, .sampling = {}}}); }),
               HasSubstr("request 'q': token 0"));
   // What just fits, runs.

@@ -54,32 +54,33 @@ std::int64_t Limits::max_positions() const {
   return std::min(max_context_, geometry_.num_blocks * kBlockSize);
 }
 
-void Limits::check_ids(const Request& request) const {
-  const auto outside = [&](std::int32_t id) { return id < 0 || id >= vocab_size_; };
-  for (std::size_t i = 0; i < request.prompt_ids.size(); ++i)
-    if (outside(request.prompt_ids[i]))
-      fail("token {} of the prompt is {}, which is outside the vocabulary of {} (ids 0 to {})", i,
-           request.prompt_ids[i], vocab_size_, vocab_size_ - 1);
-  for (const std::int32_t id : request.sampling.stop_token_ids)
+bool Limits::outside(std::int32_t id) const { return id < 0 || id >= vocab_size_; }
+
+void Limits::check_sampling(const SamplingParams& sampling) const {
+  sampling.validate();
+  if (sampling.n > kMaxSamples)
+    fail("n is {}; at most {} samples a request are possible", sampling.n, kMaxSamples);
+  if (!has_tokenizer_ && !(sampling.stop.empty() && sampling.bad_words.empty()))
+    fail("stop strings and bad_words need a tokenizer, and this engine has none; use stop_token_ids");
+  for (const std::int32_t id : sampling.stop_token_ids)
     if (outside(id))
       fail("stop token {} is outside the vocabulary of {} (ids 0 to {})", id, vocab_size_, vocab_size_ - 1);
 }
 
 void Limits::check(const Request& request, bool scoring) const {
   const SamplingParams& sampling = request.sampling;
-  sampling.validate();
-  if (sampling.n > kMaxSamples)
-    fail("n is {}; at most {} samples a request are possible", sampling.n, kMaxSamples);
-  if (!has_tokenizer_ && !(sampling.stop.empty() && sampling.bad_words.empty()))
-    fail("stop strings and bad_words need a tokenizer, and this engine has none; use stop_token_ids");
-
+  check_sampling(sampling);
+  const std::string_view what = scoring ? "sequence" : "prompt";
   const auto prompt = static_cast<std::int64_t>(request.prompt_ids.size());
-  if (prompt == 0) fail("the prompt is empty; give at least one token");
-  check_ids(request);
+  if (prompt == 0) fail("the {} is empty; give at least one token", what);
+  for (std::size_t i = 0; i < request.prompt_ids.size(); ++i)
+    if (outside(request.prompt_ids[i]))
+      fail("token {} of the {} is {}, which is outside the vocabulary of {} (ids 0 to {})", i, what,
+           request.prompt_ids[i], vocab_size_, vocab_size_ - 1);
 
   const std::int64_t output = scoring ? 0 : sampling.max_tokens;
   if (prompt >= max_context_ + (scoring ? 1 : 0))
-    fail("the prompt of {} tokens {} the context of {}; shorten it", prompt,
+    fail("the {} of {} tokens {} the context of {}; shorten it", what, prompt,
          prompt > max_context_ ? "is longer than" : "leaves no room for output in", max_context_);
   if (output > max_context_ - prompt)
     fail(
@@ -91,10 +92,9 @@ void Limits::check(const Request& request, bool scoring) const {
   const std::int64_t stored = std::max<std::int64_t>(prompt + output - 1, 1);
   if (blocks_for(stored) > geometry_.num_blocks)
     fail(
-        "prompt of {} + max_tokens of {} need KV room for {} tokens = {} blocks of {}, but there are {} "
-        "blocks; "
+        "{} of {} + max_tokens of {} need KV room for {} tokens = {} blocks of {}, but there are {} blocks; "
         "give more KV memory or lower max_tokens",
-        prompt, output, stored, blocks_for(stored), kBlockSize, geometry_.num_blocks);
+        what, prompt, output, stored, blocks_for(stored), kBlockSize, geometry_.num_blocks);
 }
 
 }  // namespace octavo

@@ -25,9 +25,11 @@ class Limits {
 
   // Throws Error for a request that makes no sense, or that could never fit; the message has the arithmetic.
   void check(const Request& request, bool scoring) const;
+  // What check() says of the sampling alone, for whom many requests share it.
+  void check_sampling(const SamplingParams& sampling) const;
 
  private:
-  void check_ids(const Request& request) const;
+  bool outside(std::int32_t id) const;
 
   std::int64_t vocab_size_ = 0;
   bool has_tokenizer_ = false;

