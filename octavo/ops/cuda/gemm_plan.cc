@@ -125,10 +125,10 @@ GemmPlan plan_gated_gemm(std::int64_t m) {
 GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
   assert(out > 0 && in > 0 && m > 0);
   if (m > 16) return plan_tall(out, in, m, multiprocessors);
-  // Where the smallest tiles fill the multiprocessors once. From nine tokens on these are enough for two
-  // blocks to gain by sharing them.
-  for (const TallKernel& kernel : {kTallKernels[0], kTallKernels[1]})
-    if (ceil_div(out, kernel.rows) <= multiprocessors) return tall_plan(kernel, {m <= 8 ? 1 : 2, 1});
+  // Where 64 rows a tile would leave half of the multiprocessors without one. From thirteen tokens on these
+  // are enough for two blocks to gain by sharing them.
+  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors)
+    return tall_plan(kTallKernels[0], {m <= 12 ? 1 : 2, 1});
   return plan_narrow_gemm(out, m, multiprocessors);
 }
 
