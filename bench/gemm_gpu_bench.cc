@@ -112,7 +112,7 @@ class Bench {
     const std::size_t sets = tokens >= 1024 ? 4 : std::min(kPool / bytes, std::size_t{24});
     // Under a load of seconds the card lowers its clock to keep within its power limit: every measurement
     // begins rested, as the peers' do.
-    if (tokens >= 512) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    if (tokens >= 128) std::this_thread::sleep_for(std::chrono::milliseconds(300));
     return replay_us(
                [&] {
                  for (std::size_t i = 0; i < sets; ++i) launch(gemm(layer, tokens, i * bytes), plan);
