@@ -201,14 +201,17 @@ void run(Options options) {
 }
 
 void add_rollout_bench_flags(CLI::App& app, RolloutBench& bench) {
-  app.add_option("--sequences", bench.sequences,
-                 "Measure rollouts of so many sequences at once (1,16,64), and nothing else")
-      ->delimiter(',')
-      ->check(at_least(1));
+  CLI::Option* const sequences =
+      app.add_option("--sequences", bench.sequences,
+                     "Measure rollouts of so many sequences at once (1,16,64), and nothing else")
+          ->delimiter(',')
+          ->check(at_least(1));
   app.add_option("--prompt", bench.prompt, "Prompt tokens of each, with --sequences")
+      ->needs(sequences)
       ->check(at_least(1))
       ->capture_default_str();
   app.add_option("--output", bench.output, "Output tokens of each, with --sequences")
+      ->needs(sequences)
       ->check(at_least(1))
       ->capture_default_str();
 }

@@ -9,6 +9,7 @@
 #include <random>
 #include <unordered_map>
 
+#include "cli/interrupt.h"
 #include "cli/jsonl.h"
 #include "cli/session.h"
 #include "octavo/base/error.h"
@@ -41,15 +42,18 @@ Result measure(Engine& engine, const RolloutBench& bench, std::int64_t sequences
   std::unordered_map<std::string, bool> started;
   Clock::time_point all_started;
   const auto begin = Clock::now();
-  const auto outputs = engine.generate(std::move(requests), [&](const Event& event) {
-    if (!event.token_id) return;
-    if (first_id.empty()) first_id = event.request_id;
-    if (event.request_id == first_id) times.push_back(Clock::now());
-    if (static_cast<std::int64_t>(started.size()) < sequences &&
-        started.emplace(std::string(event.request_id), true).second &&
-        static_cast<std::int64_t>(started.size()) == sequences)
-      all_started = Clock::now();
-  });
+  const auto outputs = engine.generate(
+      std::move(requests),
+      [&](const Event& event) {
+        if (!event.token_id) return;
+        if (first_id.empty()) first_id = event.request_id;
+        if (event.request_id == first_id) times.push_back(Clock::now());
+        if (static_cast<std::int64_t>(started.size()) < sequences &&
+            started.emplace(std::string(event.request_id), true).second &&
+            static_cast<std::int64_t>(started.size()) == sequences)
+          all_started = Clock::now();
+      },
+      throw_if_interrupted);
   const double total = seconds(Clock::now() - begin);
   for (const Output& output : outputs)
     if (output.finish_reason != FinishReason::kLength)

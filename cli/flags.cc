@@ -64,7 +64,10 @@ void add_quantization_flags(CLI::App& app, ModelFlags& flags) {
   app.add_option("--bf16-first", flags.bf16_first, "Keep the first N layers in bf16")->check(at_least(0));
   app.add_option("--bf16-last", flags.bf16_last, "Keep the last N layers in bf16")->check(at_least(0));
   app.add_option("--ignore", flags.ignored, "Keep linear layers whose name contains TEXT in bf16")
-      ->type_name("TEXT");
+      ->type_name("TEXT")
+      ->check([](const std::string& text) {
+        return std::string(text.empty() ? "must not be empty: every layer's name contains that" : "");
+      });
   app.add_flag("--pow2-weights", flags.pow2_weights, "Round weight scales up to powers of two");
 }
 

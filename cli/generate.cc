@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/interrupt.h"
 #include "cli/jsonl.h"
 #include "cli/progress.h"
 #include "cli/session.h"
@@ -91,10 +92,13 @@ void run(const Options& options) {
   {
     ProgressBar progress("generating");
     std::int64_t tokens = 0;
-    outputs = session.engine->generate(requests, [&](const Event& event) {
-      tokens += event.token_id ? 1 : 0;
-      progress.update(tokens, total, fmt::format("{} tokens", tokens));
-    });
+    outputs = session.engine->generate(
+        requests,
+        [&](const Event& event) {
+          tokens += event.token_id ? 1 : 0;
+          progress.update(tokens, total, fmt::format("{} tokens", tokens));
+        },
+        throw_if_interrupted);
   }
 
   const bool lines = options.json || !options.out.empty() || !options.prompts_file.empty();

@@ -60,6 +60,9 @@ void run(const Options& options) {
   if (options.values) check_values(spec, checkpoint);
   std::int64_t parameters = 0;
   for (const WeightEntry& entry : bf16.table()) parameters += checkpoint.find(entry.name)->elements();
+  constexpr double kMostGib = 1e9;
+  if (options.memory_gib > kMostGib)
+    fail("--memory is {} GiB; it must be at most {}", options.memory_gib, kMostGib);
   const double memory =
       options.memory_gib > 0 ? options.memory_gib * (1 << 30) : static_cast<double>(physical_memory());
   const std::int64_t per_token = kv_bytes_per_token(spec);

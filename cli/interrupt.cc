@@ -22,14 +22,14 @@ std::int64_t now_ms() {
 
 void on_signal(int signal) {
   const std::int64_t now = now_ms();
-  int none = 0;
-  if (caught.compare_exchange_strong(none, signal)) {
+  if (caught == 0) {
     caught_at = now;
+    caught = signal;
     return;
   }
   // timeout(1) and some schedulers send one and the same signal to the process and to its group.
   constexpr std::int64_t kSameSignal = 200;
-  if (now - caught_at < kSameSignal) return;
+  if (signal == caught && now - caught_at < kSameSignal) return;
   std::signal(signal, SIG_DFL);
   std::raise(signal);
 }

@@ -1,14 +1,14 @@
 #include "cli/jsonl.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iostream>
 #include <limits>
 #include <map>
 #include <utility>
@@ -104,27 +104,56 @@ std::vector<std::int32_t> parse_ids_line(std::string_view line, const std::strin
   return ids_of(parse_json(line, where), where, "each line");
 }
 
-std::vector<Line> read_lines(const std::string& path, BlankLines blank) {
+namespace {
+
+// All of a file, a pipe or standard input. Not by a stream, which would go on reading after a signal.
+std::string read_all(const std::string& path, const std::string& name) {
   const bool standard = path == "-";
-  std::ifstream file;
-  if (!standard) {
-    file.open(path, std::ios::binary);
-    if (!file) fail("cannot read '{}': {}", path, std::strerror(errno));
-  }
-  std::istream& stream = standard ? std::cin : file;
-  const std::string name = standard ? "standard input" : path;
-  std::vector<Line> lines;
+  const auto failed = [&] {
+    const int error = errno;
+    throw_if_interrupted();
+    fail("cannot read '{}': {}", name, std::strerror(error));
+  };
+  throw_if_interrupted();  // before what may wait for a writer
+  const int fd = standard ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) failed();
   std::string text;
-  for (std::int64_t number = 1; std::getline(stream, text); ++number) {
+  constexpr std::size_t kPiece = std::size_t{1} << 20;
+  for (;;) {
+    const std::size_t size = text.size();
+    text.resize(size + kPiece);
+    const ssize_t got = ::read(fd, text.data() + size, kPiece);
+    text.resize(size + static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
+    if (got == 0) break;
+    if (got > 0) continue;
+    if (errno == EINTR) {
+      throw_if_interrupted();
+      continue;
+    }
+    failed();
+  }
+  if (!standard) close(fd);
+  return text;
+}
+
+}  // namespace
+
+std::vector<Line> read_lines(const std::string& path, BlankLines blank) {
+  const std::string name = path == "-" ? "standard input" : path;
+  const std::string text = read_all(path, name);
+  std::vector<Line> lines;
+  std::size_t begin = 0;
+  for (std::int64_t number = 1; begin < text.size(); ++number) {
+    const std::size_t end = std::min(text.find('\n', begin), text.size());
+    std::string line = text.substr(begin, end - begin);
+    begin = end + 1;
     std::string where = fmt::format("{}:{}", name, number);
-    if (text.find_first_not_of(" \t\r") != std::string::npos)
-      lines.push_back({std::move(text), std::move(where)});
+    if (line.find_first_not_of(" \t\r") != std::string::npos)
+      lines.push_back({std::move(line), std::move(where)});
     else if (blank == BlankLines::kRefuse)
       fail("{}: the line is blank; take it out, since output lines are matched to input lines by number",
            where);
   }
-  throw_if_interrupted();
-  if (stream.bad()) fail("cannot read '{}': {}", name, std::strerror(errno));
   if (lines.empty()) fail("'{}' holds no lines", name);
   return lines;
 }
@@ -150,8 +179,14 @@ LineWriter::LineWriter(const std::string& path) : path_(path) {
     if (fs::exists(status)) path_ = fs::canonical(path, error).string();  // a link stays one
     temporary_ = fmt::format("{}.tmp.{}", path_, getpid());
     fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    // A file that is replaced keeps its permissions.
+    if (fd_ >= 0 && fs::exists(status)) fchmod(fd_, static_cast<mode_t>(status.permissions()));
   }
-  if (fd_ < 0) fail("cannot write '{}': {}", path, std::strerror(errno));
+  if (fd_ < 0) {
+    const int reason = errno;
+    throw_if_interrupted();
+    fail("cannot write '{}': {}", path, std::strerror(reason));
+  }
 }
 
 LineWriter::~LineWriter() {

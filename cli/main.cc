@@ -5,13 +5,27 @@
 // shell).
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <exception>
+#include <iostream>
 
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "octavo/base/error.h"
+
+namespace {
+
+// What was printed is out, or it is a failure: a full disk shows only now.
+int finish(int code) {
+  if (std::cout.flush() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  fmt::print(stderr, "octavo: cannot write to standard output: {}\n", std::strerror(errno));
+  return 1;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   // A full disk or a closed pipe shall be an error message, not a signal.
@@ -42,9 +56,9 @@ int main(int argc, char** argv) {
   }
   try {
     app.parse(argc, argv);
-    return 0;
+    return finish(0);
   } catch (const CLI::Success& success) {  // --help and --version
-    return app.exit(success);
+    return finish(app.exit(success));
   } catch (const CLI::ParseError& error) {
     const auto commands = app.get_subcommands();
     fmt::print(stderr, "octavo: {} (see 'octavo {}--help')\n", error.what(),

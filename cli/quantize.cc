@@ -1,5 +1,7 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -149,19 +151,24 @@ void run(const Options& options) {
   weight_options.scaling.formula =
       options.formula == "nemo-rl" ? ScaleFormula::kNemoRl : ScaleFormula::kDivide;
   const Weights weights(spec, weight_options);  // only its table is used: which tensors are FP8
+  if (std::none_of(weights.table().begin(), weights.table().end(),
+                   [](const WeightEntry& entry) { return entry.fp8(); }))
+    fail("nothing is left to quantize: --bf16-first, --bf16-last and --ignore keep every layer in bf16");
   const Checkpoint checkpoint(options.model.folder);
   check_tensors(checkpoint, weights);
 
-  const fs::path out(options.out);
+  if (options.out.empty()) fail("--out is empty; name a folder");
+  fs::path out = fs::absolute(options.out).lexically_normal();
+  if (!out.has_filename()) out = out.parent_path();  // "DIR/"
   if (fs::exists(out) && !fs::is_directory(out)) fail("--out '{}' is a file; name a folder", options.out);
   if (fs::exists(out) && !fs::is_empty(out))
     fail("'{}' exists and is not empty; choose another --out", options.out);
   // Everything is written beside the target and appears under its name at once.
-  const fs::path temporary = out.string() + ".tmp";
-  fs::remove_all(temporary);
+  const fs::path temporary = fmt::format("{}.tmp.{}", out.string(), getpid());
   std::error_code error;
   if (!fs::create_directories(temporary, error))
-    fail("cannot create '{}': {}", temporary.string(), error.message());
+    fail("cannot write '{}': '{}' cannot be made: {}", options.out, temporary.string(),
+         error ? error.message() : "it is there already");
   try {
     const auto errors = write_weights(checkpoint, weights, temporary / "model.safetensors");
     LineWriter config((temporary / "config.json").string());
@@ -173,8 +180,7 @@ void run(const Options& options) {
                              "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja"})
       if (fs::exists(fs::path(options.model.folder) / name))
         fs::copy_file(fs::path(options.model.folder) / name, temporary / name);
-    if (fs::exists(out)) fs::remove(out);
-    fs::rename(temporary, out);
+    fs::rename(temporary, out);  // replaces an empty folder
     if (options.json)
       print_json(errors);
     else

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/interrupt.h"
 #include "cli/jsonl.h"
 #include "cli/progress.h"
 #include "cli/session.h"
@@ -43,7 +44,7 @@ void run(const Options& options) {
     const std::size_t end = std::min(begin + batch, lines.size());
     std::vector<std::vector<std::int32_t>> sequences;
     for (std::size_t i = begin; i < end; ++i) sequences.push_back(lines[i].prompt_ids);
-    const auto logprobs = session.engine->score(sequences);
+    const auto logprobs = session.engine->score(sequences, throw_if_interrupted);
     for (std::size_t i = begin; i < end; ++i) {
       auto values = nlohmann::ordered_json::array();
       for (const float value : logprobs[i - begin]) {

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "cli/jsonl.h"
 #include "cli/progress.h"
 #include "octavo/engine/device.h"
 #include "octavo/refit/random_weights.h"
@@ -23,7 +24,8 @@ Session::Session(const ModelFlags& flags, const EngineOptions& options, bool nee
     ProgressBar progress("loading");
     const auto update = [&](std::int64_t done, std::int64_t total) { progress.update(done, total); };
     if (flags.shape.empty()) {
-      load_checkpoint(Checkpoint(flags.folder), model->weights(), pool, update);
+      const Checkpoint checkpoint(flags.folder);
+      at_place(flags.folder, [&] { load_checkpoint(checkpoint, model->weights(), pool, update); });
     } else {
       constexpr std::uint64_t kSeed = 1;
       fill_random(model->weights(), kSeed, pool, update);

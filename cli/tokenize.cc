@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/interrupt.h"
 #include "cli/jsonl.h"
 #include "octavo/base/error.h"
 #include "octavo/checkpoint/checkpoint.h"
@@ -32,6 +33,7 @@ void run(const Options& options) {
   refuse_same_file(options.out, options.input, "--input");
   LineWriter writer(options.out);
   for (const Line& line : read_lines(options.input, BlankLines::kRefuse)) {
+    throw_if_interrupted();
     if (options.decode) {
       const auto ids = parse_ids_line(line.text, line.where);
       for (const std::int32_t id : ids)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <chrono>
 #include <random>
 
 #include "octavo/base/error.h"
@@ -105,16 +106,18 @@ bool Engine::cancel(std::string_view id) {
   return true;
 }
 
-std::vector<Output> Engine::generate(std::vector<Request> requests, const Sink& on_event) {
-  return run_all(std::move(requests), on_event, /*scoring=*/false);
+std::vector<Output> Engine::generate(std::vector<Request> requests, const Sink& on_event,
+                                     const std::function<void()>& while_waiting) {
+  return run_all(std::move(requests), on_event, while_waiting, /*scoring=*/false);
 }
 
-std::vector<std::vector<float>> Engine::score(const std::vector<std::vector<std::int32_t>>& sequences) {
+std::vector<std::vector<float>> Engine::score(const std::vector<std::vector<std::int32_t>>& sequences,
+                                              const std::function<void()>& while_waiting) {
   std::vector<Request> requests;
   requests.reserve(sequences.size());
   for (const auto& tokens : sequences) requests.push_back({.id = {}, .prompt_ids = tokens, .sampling = {}});
   std::vector<std::vector<float>> result;
-  for (Output& output : run_all(std::move(requests), {}, /*scoring=*/true)) {
+  for (Output& output : run_all(std::move(requests), {}, while_waiting, /*scoring=*/true)) {
     if (output.finish_reason != FinishReason::kStop)
       fail_system("scoring ended early: {} ({})", name_of(output.finish_reason), output.finish_message);
     result.push_back(std::move(output.logprobs));
@@ -122,7 +125,8 @@ std::vector<std::vector<float>> Engine::score(const std::vector<std::vector<std:
   return result;
 }
 
-std::vector<Output> Engine::run_all(std::vector<Request> requests, const Sink& on_event, bool scoring) {
+std::vector<Output> Engine::run_all(std::vector<Request> requests, const Sink& on_event,
+                                    const std::function<void()>& while_waiting, bool scoring) {
   refuse_in_sink(scoring ? "score" : "generate");
   for (std::size_t i = 0; i < requests.size(); ++i) {
     try {
@@ -170,6 +174,7 @@ std::vector<Output> Engine::run_all(std::vector<Request> requests, const Sink& o
       collected.unfinished += samples;
     }
     try {
+      if (while_waiting) while_waiting();
       ids.push_back(enqueue(std::move(request), sink, WhenFull::kWait, scoring));
     } catch (...) {
       failure = std::current_exception();
@@ -181,7 +186,18 @@ std::vector<Output> Engine::run_all(std::vector<Request> requests, const Sink& o
   }
 
   std::unique_lock lock(collected.mutex);
-  collected.done.wait(lock, [&] { return collected.unfinished == 0 || failure || collected.failure; });
+  const auto over = [&] { return collected.unfinished == 0 || failure || collected.failure; };
+  constexpr auto kInterval = std::chrono::milliseconds(100);
+  while (!while_waiting ? (collected.done.wait(lock, over), false)
+                        : !collected.done.wait_for(lock, kInterval, over)) {
+    lock.unlock();
+    try {
+      while_waiting();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    lock.lock();
+  }
   if (collected.unfinished > 0) {
     // The sinks refer to this call's variables, so it stays until all have been heard.
     lock.unlock();

@@ -67,12 +67,15 @@ class Engine {
   bool cancel(std::string_view id);
 
   // Runs requests to their end; the outputs in order of requests, then samples. Every event goes to
-  // `on_event` too; what that throws cancels the rest and is thrown here. Waits.
-  std::vector<Output> generate(std::vector<Request> requests, const Sink& on_event = {});
+  // `on_event` too; `while_waiting` is called several times a second on the caller's thread. What either
+  // throws cancels the rest and is thrown here. Waits.
+  std::vector<Output> generate(std::vector<Request> requests, const Sink& on_event = {},
+                               const std::function<void()>& while_waiting = {});
 
   // Log-probability of every token given those before it, of the plain softmax: the bits that generation
-  // reports at temperature 1. Entry 0 is NaN, since nothing comes before it. Waits.
-  std::vector<std::vector<float>> score(const std::vector<std::vector<std::int32_t>>& sequences);
+  // reports at temperature 1. Entry 0 is NaN, since nothing comes before it. Waits, as generate() does.
+  std::vector<std::vector<float>> score(const std::vector<std::vector<std::int32_t>>& sequences,
+                                        const std::function<void()>& while_waiting = {});
 
   // Stops generating: returns when the step in flight is done and the mode's condition is met; nothing is
   // computed until resume(). True when paused, false when a resume() or shutdown() of another thread came in
@@ -121,7 +124,8 @@ class Engine {
   class Host;
 
   std::string enqueue(Request request, Sink sink, WhenFull when_full, bool scoring);
-  std::vector<Output> run_all(std::vector<Request> requests, const Sink& on_event, bool scoring);
+  std::vector<Output> run_all(std::vector<Request> requests, const Sink& on_event,
+                              const std::function<void()>& while_waiting, bool scoring);
   // Runs a job on the engine's thread between two steps, paused or not. `check` is called with the mutex held
   // before the job is accepted. What any of it throws comes out here.
   void run_between_steps(std::string_view call, const std::function<void()>& check, Job job);

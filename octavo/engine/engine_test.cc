@@ -185,7 +185,7 @@ TEST(Engine, RefusesOptionsThatMakeNoSense) {
   EXPECT_THAT(complaint([] { TinyEngine tiny({.kv_bytes = std::size_t{1} << 60}); }),
               HasSubstr("of memory; lower the KV cache's bytes"));
   EXPECT_THAT(complaint([] { TinyEngine tiny({.max_context = 257}); }), HasSubstr("max_context is 257"));
-  EXPECT_THAT(complaint([] { TinyEngine tiny({.kv_bytes = 100}); }), HasSubstr("kv_bytes is 100"));
+  EXPECT_THAT(complaint([] { TinyEngine tiny({.kv_bytes = 100}); }), HasSubstr("the KV cache has 100 bytes"));
 }
 
 TEST(Engine, TheWaitingQueueIsBounded) {
@@ -202,6 +202,17 @@ TEST(Engine, TheWaitingQueueIsBounded) {
   tiny.engine.resume();
   blocked.get();
   EXPECT_EQ(listener.wait_for_outputs(3).size(), 3U);
+}
+
+TEST(Engine, WhatIsThrownWhileWaitingCancelsTheRest) {
+  TinyEngine tiny;
+  const auto give_up = [] { fail("enough"); };
+  const Request request{.id = {}, .prompt_ids = {1}, .sampling = {.max_tokens = 60, .ignore_eos = true}};
+  EXPECT_EQ(complaint([&] { tiny.engine.generate({request, request}, {}, give_up); }), "enough");
+  EXPECT_EQ(complaint([&] { tiny.engine.score({{1, 2}, {3, 4}}, give_up); }), "enough");
+  int calls = 0;
+  EXPECT_EQ(tiny.engine.generate({request}, {}, [&] { ++calls; })[0].token_ids.size(), 60U);
+  EXPECT_GE(calls, 1);
 }
 
 TEST(Engine, IdsAreUniqueAmongRequestsInFlight) {

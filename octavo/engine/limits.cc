@@ -45,8 +45,8 @@ Limits::Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tok
   geometry_.num_blocks = options.kv_tokens > 0 ? blocks_for(options.kv_tokens)
                                                : static_cast<std::int64_t>(options.kv_bytes / block_bytes);
   if (geometry_.num_blocks < 1)
-    fail("kv_bytes is {}, but one block of {} tokens takes {} bytes; give more", options.kv_bytes, kBlockSize,
-         block_bytes);
+    fail("the KV cache has {} bytes, but one block of {} tokens takes {}; give more", options.kv_bytes,
+         kBlockSize, block_bytes);
   geometry_.num_blocks = std::min(geometry_.num_blocks, options.max_sequences * blocks_for(max_context_));
 }
 

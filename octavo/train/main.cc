@@ -46,6 +46,7 @@ int run(int argc, char** argv) {
   for (const std::string& warning : warnings) fmt::print(stderr, "octavo: {}\n", warning);
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
+  if (std::signal(SIGHUP, on_signal) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);  // nohup's wish
   octavo::Trainer(recipe, resume).run(stop_wanted);
   return 0;
 }
