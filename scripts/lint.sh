@@ -9,7 +9,7 @@ echo "lint: formatting is clean"
 
 # Clang cannot read GCC's precompiled headers; the files include what they need anyway.
 mkdir -p "$build/lint"
-sed -E 's# -Winvalid-pch##g; s# -include [^ ]*/cmake_pch\.hxx##g' "$build/compile_commands.json" >"$build/lint/compile_commands.json"
+sed -E 's# -Winvalid-pch##g; s# -include [^ ]*/cmake_pch\.hxx##g; s# -fpch-preprocess##g' "$build/compile_commands.json" >"$build/lint/compile_commands.json"
 
 # Left out of clang-tidy: tests (GoogleTest's macros cost more time than they yield findings) and files that are
 # compiled once for each instruction set (the same code would be parsed five times).
