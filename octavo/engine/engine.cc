@@ -187,9 +187,9 @@ std::vector<Output> Engine::run_all(std::vector<Request> requests, const Sink& o
 
   std::unique_lock lock(collected.mutex);
   const auto over = [&] { return collected.unfinished == 0 || failure || collected.failure; };
+  if (!while_waiting) collected.done.wait(lock, over);
   constexpr auto kInterval = std::chrono::milliseconds(100);
-  while (!while_waiting ? (collected.done.wait(lock, over), false)
-                        : !collected.done.wait_for(lock, kInterval, over)) {
+  while (!collected.done.wait_for(lock, kInterval, over)) {
     lock.unlock();
     try {
       while_waiting();
