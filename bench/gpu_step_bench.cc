@@ -1,7 +1,10 @@
-// Where a decode step's time goes: the whole step as one captured graph, and graphs that leave one operation
-// out. What an operation costs in place, with the overlap of its neighbours, is the difference.
+// Where a step's time goes: the whole step as one captured graph, and graphs that leave one operation out.
+// What an operation costs in place, with the overlap of its neighbours, is the difference.
 //
-//   gpu_step_bench [shape] [tokens …]      default: llama-3.1-8b 1 16 64 256, contexts of 384
+//   gpu_step_bench [shape] [sequences | sequences x tokens …]      default: llama-3.1-8b 1 16 64 256
+//
+// A number is a decode step of so many sequences with contexts of 384; 8x1024 is a step of eight prompts of
+// 1024.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -109,19 +112,45 @@ double median_ms(cudaGraphExec_t graph, cudaStream_t stream) {
   return times[times.size() / 2];
 }
 
-void run(const std::string& shape, const std::vector<std::int64_t>& counts) {
-  constexpr std::int64_t kContext = 384;
+struct Step {
+  std::string name;
+  std::int64_t sequences;
+  std::int64_t new_tokens;  // of each
+  std::int64_t context;     // of each, the new ones included
+
+  explicit Step(std::string argument) : name(std::move(argument)) {
+    const std::size_t x = name.find('x');
+    const bool prompts = x != std::string::npos;
+    sequences = std::stoll(name.substr(0, x));
+    new_tokens = prompts ? std::stoll(name.substr(x + 1)) : 1;
+    context = prompts ? new_tokens : 384;
+  }
+  std::int64_t tokens() const { return sequences * new_tokens; }
+};
+
+template <typename Of>
+std::int64_t largest(const std::vector<Step>& steps, const Of& of) {
+  std::int64_t value = 0;
+  for (const Step& step : steps) value = std::max(value, of(step));
+  return value;
+}
+
+void run(const std::string& shape, const std::vector<Step>& steps) {
   ThreadPool pool;
   Device device = make_device("cuda", pool);
   auto& ops = static_cast<cuda::CudaOps&>(*device.ops);
   Model model(spec_of_shape(shape), {}, std::move(device.weights), *device.storage);
   fill_random(model.weights(), 1, pool);
-  const std::int64_t most = *std::max_element(counts.begin(), counts.end());
-  model.reserve(most, most, kContext);
-  const std::int64_t blocks_each = kContext / KvGeometry::block_size;
-  const KvGeometry geometry{.num_blocks = most * blocks_each,
-                            .num_kv_heads = model.spec().num_kv_heads,
-                            .head_dim = model.spec().head_dim};
+  const std::int64_t most = largest(steps, [](const Step& step) { return step.sequences; });
+  const auto blocks_each = [](const Step& step) {
+    return (step.context + KvGeometry::block_size - 1) / KvGeometry::block_size;
+  };
+  model.reserve(largest(steps, [](const Step& step) { return step.tokens(); }), most,
+                largest(steps, [](const Step& step) { return step.context; }));
+  const std::int64_t num_blocks =
+      largest(steps, [&](const Step& step) { return step.sequences * blocks_each(step); });
+  const KvGeometry geometry{
+      .num_blocks = num_blocks, .num_kv_heads = model.spec().num_kv_heads, .head_dim = model.spec().head_dim};
   std::vector<std::unique_ptr<Memory>> memory;
   std::vector<KvLayer> kv;
   for (std::int64_t i = 0; i < model.spec().num_layers; ++i) {
@@ -147,25 +176,30 @@ void run(const std::string& shape, const std::vector<std::int64_t>& counts) {
                                                          {"lm_head", kLmHead},
                                                          {"sampling", kSample}};
   std::vector<std::vector<double>> table;
-  for (const std::int64_t tokens : counts) {
-    std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens));
-    for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i * 7919 % 1000);
-    const std::vector<std::int32_t> positions(ids.size(), kContext - 1);
-    std::vector<std::int32_t> rows(ids.size());
-    std::iota(rows.begin(), rows.end(), 0);
+  for (const Step& of : steps) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(of.tokens()));
+    std::vector<std::int32_t> positions(ids.size());
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      ids[i] = static_cast<std::int32_t>(i * 7919 % 1000);
+      positions[i] = static_cast<std::int32_t>(of.context - of.new_tokens +
+                                               static_cast<std::int64_t>(i) % of.new_tokens);
+    }
+    std::vector<std::int32_t> rows;  // each sequence's last
     std::vector<BatchSpan> spans;
     std::vector<cuda::SampleTask> tasks;
-    for (std::int64_t i = 0; i < tokens; ++i) {
-      spans.push_back({i, 1, kContext - 1, blocks.data() + i * blocks_each});
+    for (std::int64_t i = 0; i < of.sequences; ++i) {
+      rows.push_back(static_cast<std::int32_t>((i + 1) * of.new_tokens - 1));
+      spans.push_back({i * of.new_tokens, of.new_tokens, of.context - of.new_tokens,
+                       blocks.data() + i * blocks_each(of)});
       tasks.push_back({.uniform = 0.5, .row = i, .inverse_temperature = 1});
     }
     const Batch batch{ids, positions, spans, rows};
-    const auto* const device_tasks = reinterpret_cast<const cuda::SampleTask*>(
-        ops.begin_step(batch, tokens, std::as_bytes(std::span(tasks))));
+    const auto* const device_tasks =
+        reinterpret_cast<const cuda::SampleTask*>(ops.begin_step(batch, 0, std::as_bytes(std::span(tasks))));
     const auto step = [&] {
       const float* const logits = model.compute(partial, batch, kv);
       if ((partial.skipped & kSample) == 0)
-        cuda::sample(logits, model.logits_stride(), model.spec().vocab_size, device_tasks, tokens,
+        cuda::sample(logits, model.logits_stride(), model.spec().vocab_size, device_tasks, of.sequences,
                      /*plain=*/true, results.data<cuda::SampleResult>(), scratch.data<float>(), ops.stream());
     };
     partial.skipped = 0;
@@ -186,8 +220,8 @@ void run(const std::string& shape, const std::vector<std::int64_t>& counts) {
       check(cudaGraphDestroy(graph), "end of a graph");
     }
   }
-  fmt::print("{}, {}, contexts of {}: ms of a decode step\n{:<18}", ops.name(), shape, kContext, "tokens");
-  for (const std::int64_t tokens : counts) fmt::print("{:>9}", tokens);
+  fmt::print("{}, {}: ms of a step\n{:<18}", ops.name(), shape, "sequences");
+  for (const Step& step : steps) fmt::print("{:>9}", step.name);
   fmt::print("\n");
   for (std::size_t i = 0; i < std::size(kParts); ++i) {
     fmt::print("{:<18}", kParts[i].first);
@@ -202,10 +236,11 @@ void run(const std::string& shape, const std::vector<std::int64_t>& counts) {
 int main(int argc, char** argv) {
   try {
     const std::string shape = argc > 1 ? argv[1] : "llama-3.1-8b";
-    std::vector<std::int64_t> counts;
-    for (int i = 2; i < argc; ++i) counts.push_back(std::atoll(argv[i]));
-    if (counts.empty()) counts = {1, 16, 64, 256};
-    octavo::run(shape, counts);
+    std::vector<octavo::Step> steps;
+    for (int i = 2; i < argc; ++i) steps.emplace_back(argv[i]);
+    if (steps.empty())
+      steps = {octavo::Step("1"), octavo::Step("16"), octavo::Step("64"), octavo::Step("256")};
+    octavo::run(shape, steps);
   } catch (const std::exception& error) {
     fmt::print(stderr, "gpu_step_bench: {}\n", error.what());
     return 1;
