@@ -91,10 +91,12 @@ class GpuAttention : public testing::Test {
   std::vector<bf16> empty_cache(std::size_t num_blocks) const {
     return std::vector<bf16>(num_blocks * static_cast<std::size_t>(block_elements()), kPoison);
   }
-  // Where a head's row of a position begins in the cache.
-  std::int64_t row_of(std::int32_t block, std::int64_t position, std::int64_t head) const {
-    const std::int64_t padded = cuda::padded_dim(static_cast<int>(shape.head_dim));
-    return block * block_elements() + (head * 16 + position % 16) * padded;
+  // Where the cache keeps a value.
+  std::int64_t place_of(std::int32_t block, std::int64_t position, std::int64_t head,
+                        std::int64_t dim) const {
+    const int padded = cuda::padded_dim(static_cast<int>(shape.head_dim));
+    return block * block_elements() + head * 16 * padded +
+           cuda::kv_offset(padded, static_cast<int>(position % 16), static_cast<int>(dim));
   }
   std::int32_t block_of(std::int64_t position) const {
     return blocks[static_cast<std::size_t>(position / 16)];
@@ -183,13 +185,13 @@ class GpuAttention : public testing::Test {
       append(results, whole, last, cols);
       for (std::int64_t p = 0; p <= last; ++p)
         for (std::int64_t h = 0; h < shape.num_kv_heads; ++h)
-          for (std::size_t side = 0; side < 2; ++side) {
-            const auto from = (side == 0 ? keys : values).begin() + row_of(block_of(p), p, h);
-            const std::int64_t to = row_of(table_of[p / 16], p, h);
-            const std::int64_t width = cuda::padded_dim(static_cast<int>(shape.head_dim));
-            if (p < last) std::copy_n(from, width, before[side].begin() + to);
-            std::copy_n(from, width, after[side].begin() + to);
-          }
+          for (std::size_t side = 0; side < 2; ++side)
+            for (std::int64_t d = 0; d < cuda::padded_dim(static_cast<int>(shape.head_dim)); ++d) {
+              const bf16 value = (side == 0 ? keys : values)[at(place_of(block_of(p), p, h, d))];
+              const std::int64_t to = place_of(table_of[p / 16], p, h, d);
+              if (p < last) before[side][at(to)] = value;
+              after[side][at(to)] = value;
+            }
     }
     positions.push_back(0);
     slots.push_back(-1);
@@ -210,6 +212,8 @@ class GpuAttention : public testing::Test {
     got.resize(results.size());
     expect_same_bits(got, results);
   }
+
+  static std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 
   static void expect_same_bits(const std::vector<bf16>& got, const std::vector<bf16>& expected) {
     ASSERT_EQ(got.size(), expected.size());
@@ -263,16 +267,13 @@ TEST_F(GpuAttention, FollowsTheCpuAndGivesTheSameBitsInAnySteps) {
     whole = to_host<bf16>(out.data);
     if (!norm) expect_same_bits(rotated, cpu_qkv);  // the same four operations
     // The cache holds what the rotated row holds, where kv_layout.cuh says.
-    const int padded = cuda::padded_dim(static_cast<int>(dim));
     for (std::int64_t p = 0; p < length; ++p)
       for (std::int64_t h = 0; h < shape.num_kv_heads; ++h)
         for (std::int64_t d = 0; d < dim; ++d) {
-          const auto at = static_cast<std::size_t>(
-              row_of(block_of(p), 0, h) +
-              cuda::kv_offset(padded, static_cast<int>(p % 16), static_cast<int>(d)));
+          const std::size_t place = at(place_of(block_of(p), p, h, d));
           const std::int64_t row = p * shape.qkv_cols + h * dim + d;
-          ASSERT_EQ(keys[at].bits, rotated[static_cast<std::size_t>(row + shape.k_begin)].bits);
-          ASSERT_EQ(values[at].bits, qkv[static_cast<std::size_t>(row + shape.v_begin)].bits);
+          ASSERT_EQ(keys[place].bits, rotated[static_cast<std::size_t>(row + shape.k_begin)].bits);
+          ASSERT_EQ(values[place].bits, qkv[static_cast<std::size_t>(row + shape.v_begin)].bits);
         }
     // A score is off by dim·u of Σ|qk|/√dim ≤ 4·√dim·4 (values within 4 standard deviations, norm weights
     // too), the exponential by 2^-21 and as much again of its argument's error, sums by length·u, all

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
   for (int first = 0; first < splits; first += cluster) {
     const int split = first + rank;  // the last turn may have none for this block
     const int end = min(pages, (split + 1) * kSplitPages);
-    WarpState<kDim> state[1];
+    WarpState<kDim> state;
     for (int page = split * kSplitPages + warp; page < end; page += kWarps, ++consumed) {
       const unsigned stage = consumed % kStages;
       wait(shared_address(&shared.full[warp][stage]), consumed / kStages % 2);
@@ -129,8 +129,7 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
       }
       const int valid = min(kPage, last + 1 - page * kPage);
       attend_page(
-          state, 1, [&](int, int k) { return make_uint2(q.x[k][0], q.x[k][1]); }, keys, values,
-          [&](int) { return valid; }, valid, a.scale_log2);
+          state, [&](int k) { return make_uint2(q.x[k][0], q.x[k][1]); }, keys, values, valid, a.scale_log2);
       __syncwarp();  // all lanes have read the page
       if (lane == static_cast<int>((consumed + kStages) % 32)) issue(consumed + kStages);
     }
@@ -139,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
       cluster_arrive();
       cluster_wait();
     }
-    shared.splits.publish(state[0]);
+    shared.splits.publish(state);
     __syncthreads();
     if (head < kHeads)
       shared.splits.keep(shared.splits.fold(head, dim, end - split * kSplitPages), head, dim);
@@ -198,8 +197,8 @@ void run(const Arguments& arguments, cudaStream_t stream) {
 
 bool gqa_attention_takes(const AttentionShape& shape) {
   return (shape.head_dim == 64 || shape.head_dim == 128) && shape.num_heads / shape.num_kv_heads <= kHeads &&
-         shape.q_begin % 2 == 0 && shape.k_begin % 2 == 0 && shape.v_begin % 2 == 0 &&
-         shape.qkv_cols % 2 == 0;
+         shape.q_begin % 8 == 0 && shape.k_begin % 2 == 0 && shape.v_begin % 2 == 0 &&
+         shape.qkv_cols % 8 == 0;
 }
 
 void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,

@@ -1,6 +1,5 @@
-// One page of grouped-query attention on the tensor cores, as a warp computes it: what attention of single
-// tokens (gqa_attention.cu) and of prompts (gqa_prompt_attention.cu) have in common, so that a token gets the
-// same bits from both.
+// One page of grouped-query attention on the tensor cores, as a warp computes it for single tokens, and what
+// that has in common with prompts (gqa_prompt_attention.cu), so that a token gets the same bits from both.
 #pragma once
 
 #include <cmath>
@@ -90,8 +89,7 @@ struct WarpState {
 };
 
 // Scores [16, 8] of a page, of which the first `valid` positions count in this lane's columns, become
-// weights; `state` is scaled to its new maximum. A column whose first page this is and of which nothing is
-// valid becomes NaN: nobody folds it.
+// weights; `state` is scaled to its new maximum.
 template <int kDim>
 __device__ void weigh(WarpState<kDim>& state, float (&p)[4], int valid) {
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -122,54 +120,42 @@ __device__ void weigh(WarpState<kDim>& state, float (&p)[4], int valid) {
   }
 }
 
-// One page for the first `used` of kTiles tiles of eight columns. query(tile, k): the fragment of columns 16
-// k … of Q; valid(tile): how many of the page's positions count in this lane's columns; positions from
-// `written` on may hold anything.
-template <int kDim, int kTiles, typename Query, typename Valid>
-__device__ void attend_page(WarpState<kDim> (&states)[kTiles], int used, const Query& query, bf16* keys,
-                            bf16* values, const Valid& valid, int written, float scale_log2) {
+// One page for eight columns. query(k): the fragment of columns 16 k … of Q. Of the page's positions `valid`
+// count; the others may hold anything.
+template <int kDim, typename Query>
+__device__ void attend_page(WarpState<kDim>& state, const Query& query, bf16* keys, bf16* values, int valid,
+                            float scale_log2) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  if (written < kPage) {  // what was never written may be NaN, and 0 · NaN is NaN
-    for (int i = written * kDim / 8 + lane; i < kPage * kDim / 8; i += 32)
-      reinterpret_cast<uint4*>(values)[i] = uint4{};
+  if (valid < kPage) {  // what was never written may be NaN, and 0 · NaN is NaN
+    for (int i = valid * 8 + lane; i < kPage * 8; i += 32)
+#pragma unroll
+      for (int half = 0; half < kDim / 64; ++half)
+        reinterpret_cast<uint4*>(values)[half * kPage * 8 + i] = uint4{};
     __syncwarp();
   }
-  float even[kTiles][4] = {};
-  float odd[kTiles][4] = {};
+  float even[4] = {};
+  float odd[4] = {};
   const int matrix = lane / 8;
   const int key_row = lane % 8 + matrix % 2 * 8;
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k) {
     std::uint32_t a[4];
     load_matrices(a, keys + kv_offset(kDim, key_row, (k * 2 + matrix / 2) * 8));
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-      if (j >= used) break;
-      const uint2 q = query(j, k);
-      multiply(k % 2 == 0 ? even[j] : odd[j], a, q.x, q.y);
-    }
+    const uint2 q = query(k);
+    multiply(k % 2 == 0 ? even : odd, a, q.x, q.y);
   }
-  std::uint32_t weights[kTiles][2];
+  float p[4];
 #pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-    if (j >= used) break;
-    float p[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) p[i] = __fmul_rn(__fadd_rn(even[j][i], odd[j][i]), scale_log2);
-    weigh(states[j], p, valid(j));
-    weights[j][0] = transpose8x8(pack_bf16(p[0], p[1]));
-    weights[j][1] = transpose8x8(pack_bf16(p[2], p[3]));
-  }
+  for (int i = 0; i < 4; ++i) p[i] = __fmul_rn(__fadd_rn(even[i], odd[i]), scale_log2);
+  weigh(state, p, valid);
+  const std::uint32_t low = transpose8x8(pack_bf16(p[0], p[1]));
+  const std::uint32_t high = transpose8x8(pack_bf16(p[2], p[3]));
   const int value_row = lane % 8 + matrix / 2 * 8;
 #pragma unroll
   for (int t = 0; t < kDim / 16; ++t) {
     std::uint32_t a[4];
     load_transposed(a, values + kv_offset(kDim, value_row, (t * 2 + matrix % 2) * 8));
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-      if (j >= used) break;
-      multiply(states[j].o[t], a, weights[j][0], weights[j][1]);
-    }
+    multiply(state.o[t], a, low, high);
   }
 }
 

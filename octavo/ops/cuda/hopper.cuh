@@ -167,11 +167,12 @@ __device__ inline std::uint64_t evict_normal() {
 
 // --- wgmma.
 
-// Rows of 128 bytes, 128-byte swizzle, groups of eight rows 1024 bytes apart: what copy_box lays down.
-__device__ inline std::uint64_t matrix_descriptor(std::uint32_t address) {
+// Rows of 128 bytes, 128-byte swizzle, groups of eight rows 1024 bytes apart: what copy_box lays down. Where
+// the rows run along the sum (transposed), the next 64 columns are `columns_apart` bytes further on.
+__device__ inline std::uint64_t matrix_descriptor(std::uint32_t address, std::uint32_t columns_apart = 16) {
   constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
   constexpr std::uint64_t kGroupStride = std::uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kGroupStride | std::uint64_t{1} << 16 | (address & 0x3ffffU) >> 4;
+  return kSwizzle128 | kGroupStride | std::uint64_t{columns_apart >> 4} << 16 | (address & 0x3ffffU) >> 4;
 }
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -192,6 +193,11 @@ template <int kColumns>
 __device__ void wgmma_e4m3(float (&d)[kColumns / 2], std::uint64_t a, std::uint64_t b, bool add);
 template <int kColumns>
 __device__ void wgmma_bf16(float (&d)[kColumns / 2], std::uint64_t a, std::uint64_t b, bool add);
+// The same with bf16 a [64, 16] in registers, as mma.sync has it, and b [16, kColumns] as it lies
+// (transposed).
+template <int kColumns>
+__device__ void wgmma_bf16_transposed(float (&d)[kColumns / 2], const std::uint32_t (&a)[4], std::uint64_t b,
+                                      bool add);
 
 #define OCTAVO_R4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define OCTAVO_R8(i) OCTAVO_R4(i), OCTAVO_R4((i) + 4)
@@ -239,6 +245,20 @@ OCTAVO_WGMMA(64, OCTAVO_R32, OCTAVO_N32, "%32", "%33", "%34")
 OCTAVO_WGMMA(112, OCTAVO_R56, OCTAVO_N56, "%56", "%57", "%58")
 OCTAVO_WGMMA(128, OCTAVO_R64, OCTAVO_N64, "%64", "%65", "%66")
 OCTAVO_WGMMA(192, OCTAVO_R96, OCTAVO_N96, "%96", "%97", "%98")
+#define OCTAVO_WGMMA_TRANSPOSED(columns, registers, names, a_names, b_index, add_index)                  \
+  template <>                                                                                            \
+  __device__ inline void wgmma_bf16_transposed<columns>(                                                 \
+      float(&d)[(columns) / 2], const std::uint32_t(&a)[4], std::uint64_t b, bool add) {                 \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add_index                                           \
+                 ", 0;\n"                                                                                \
+                 "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.bf16.bf16 {" names "}, {" a_names \
+                 "}, " b_index ", p, 1, 1, 1;\n}"                                                        \
+                 : registers(0)                                                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));      \
+  }
+OCTAVO_WGMMA_TRANSPOSED(64, OCTAVO_R32, OCTAVO_N32, "%32, %33, %34, %35", "%36", "%37")
+OCTAVO_WGMMA_TRANSPOSED(128, OCTAVO_R64, OCTAVO_N64, "%64, %65, %66, %67", "%68", "%69")
+#undef OCTAVO_WGMMA_TRANSPOSED
 #undef OCTAVO_WGMMA_OF
 #undef OCTAVO_WGMMA
 #undef OCTAVO_R4

@@ -14,7 +14,7 @@ namespace octavo::cuda {
 
 // A step's batch in device memory.
 // Neighbouring tokens of one sequence: what prompts' attention takes together.
-inline constexpr std::int32_t kRunTokens = 8;
+inline constexpr std::int32_t kRunTokens = 64;
 struct TokenRun {
   std::int32_t first = 0;  // index in the batch
   std::int32_t count = 0;  // at most kRunTokens
