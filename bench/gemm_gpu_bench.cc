@@ -187,16 +187,15 @@ void tune(Bench& bench, std::vector<std::int64_t> tokens) {
     for (const Layer& layer : kLayers) {
       if (m >= 1024 && layer.out < 28672 && layer.in < 8192) continue;
       const auto row = [&](const GemmPlan& plan) {
-        fmt::print("| {} | {} | {}{}x{}, {}x{} | {:.1f} |\n", m, layer.name, plan.tall ? "" : "narrow ",
-                   plan.tokens, plan.rows, plan.token_cluster, plan.row_cluster,
-                   bench.layer_us(layer, m, &plan));
+        fmt::print("| {} | {} | {}{}x{}, {} | {:.1f} |\n", m, layer.name, plan.tall ? "" : "narrow ",
+                   plan.tokens, plan.rows, plan.cluster, bench.layer_us(layer, m, &plan));
       };
       if (m <= 16) row(cuda::plan_narrow_gemm(layer.out, m));
       for (const cuda::TallKernel& kernel : cuda::kTallKernels)
-        for (const auto& [row_cluster, token_cluster] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 1}}) {
-          if (token_cluster * kernel.tokens > std::max<std::int64_t>(m, 64)) continue;
+        for (int cluster = 1; cluster <= (m >= 1024 ? cuda::kMaxCluster : 1); ++cluster) {
+          if (kernel.tokens > std::max<std::int64_t>(m, 64)) continue;
           if (m >= 512 && kernel.rows < 112) continue;
-          row(cuda::tall_plan(kernel, {row_cluster, token_cluster}));
+          row(cuda::tall_plan(kernel, cluster));
         }
     }
 }

@@ -56,20 +56,20 @@ struct TallRing {
   __device__ void init(const GemmTask& task) const {
     for (int s = 0; s < task.weight_stages; ++s) {
       init_barrier(full + 8 * s, 2);
-      init_barrier(empty + 8 * s, Shape::kGroups * 4 * task.row_cluster * task.token_cluster);
+      init_barrier(empty + 8 * s, static_cast<std::uint32_t>(Shape::kGroups * 4 * task.cluster));
     }
     for (int s = 0; s < kScaleStages; ++s) {
       init_barrier(scales.full + 8 * s, Shape::kScaleLanes);
-      init_barrier(scales.empty + 8 * s, Shape::kGroups * 128);
+      init_barrier(scales.empty + 8 * s, Shape::kGroups * 4);
     }
     publish_barriers();
   }
 
   // fill(stage, full barrier, first step, row tile, token tile) for every stage of every tile; by one thread.
   template <typename Fill>
-  __device__ void for_each_stage(const GemmTask& task, ClusterPlace place, const Fill& fill) const {
+  __device__ void for_each_stage(const GemmTask& task, const Fill& fill) const {
     RingPlace at;
-    TileOrder{task, place}.for_each([&](int row_tile, int token_tile) {
+    TileOrder{task}.for_each([&](int row_tile, int token_tile) {
       for (int stage = 0; stage < task.stages; ++stage, at.advance(task.weight_stages)) {
         wait(empty + 8 * at.stage, at.parity ^ 1);
         fill(at.stage, full + 8 * at.stage, stage * Shape::kSpan, row_tile, token_tile);
@@ -77,32 +77,36 @@ struct TallRing {
     });
   }
   // Does not wait for the kernel ahead.
-  __device__ void stream_weights(const GemmTask& task, ClusterPlace place) const {
+  __device__ void stream_weights(const GemmTask& task) const {
     prefetch_map(task.weight_map);
-    const std::uint64_t policy = task.token_groups == 1 ? evict_first() : evict_normal();
-    const std::uint16_t mask = weight_sharers(task, place);
-    for_each_stage(task, place, [&](std::uint32_t stage, std::uint32_t barrier, int step, int row_tile, int) {
+    for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int row_tile, int) {
       arrive_expecting(barrier, Shape::kWeightStep * Shape::kSpan);
 #pragma unroll
       for (int i = 0; i < Shape::kSpan; ++i)
-        copy_share(weights(stage) + i * Shape::kWeightStep, task.weight_map, (step + i) * kStepBytes,
-                   row_tile * Shape::kTileRows, task.weight_box, place.token, task.token_cluster, mask,
-                   barrier, policy);
+        copy_box(weights(stage) + i * Shape::kWeightStep, task.weight_map, (step + i) * kStepBytes,
+                 row_tile * Shape::kTileRows, barrier);
     });
   }
-  __device__ void stream_tokens(const GemmTask& task, ClusterPlace place) const {
-    const std::uint64_t policy = evict_normal();
-    const std::uint16_t mask = token_sharers(task, place);
-    for_each_stage(task, place,
-                   [&](std::uint32_t stage, std::uint32_t barrier, int step, int, int token_tile) {
-                     arrive_expecting(barrier, static_cast<std::uint32_t>(task.token_box * task.row_cluster) *
-                                                   kStepBytes * Shape::kSpan);
+  // Of a cluster, each block brings its share to all.
+  __device__ void stream_tokens(const GemmTask& task) const {
+    const auto rank = static_cast<int>(rank_in_cluster());
+    const auto all = static_cast<std::uint16_t>((1U << task.cluster) - 1);
+    const auto bytes = static_cast<std::uint32_t>(task.token_box * task.cluster) * kStepBytes * Shape::kSpan;
+    for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int, int token_tile) {
+      arrive_expecting(barrier, bytes);
 #pragma unroll
-                     for (int i = 0; i < Shape::kSpan; ++i)
-                       copy_share(tokens(stage) + i * Shape::kTokenStep, task.token_map,
-                                  (step + i) * kStepBytes, token_tile * Shape::kTokens, task.token_box,
-                                  place.row, task.row_cluster, mask, barrier, policy);
-                   });
+      for (int i = 0; i < Shape::kSpan; ++i) {
+        const std::uint32_t to = tokens(stage) + i * Shape::kTokenStep;
+        const int column = (step + i) * kStepBytes;
+        const int token = token_tile * Shape::kTokens;
+        const int share = rank * task.token_box;
+        if (task.cluster == 1)
+          copy_box(to, task.token_map, column, token, barrier);
+        else
+          copy_box_to_cluster(to + static_cast<std::uint32_t>(share) * kStepBytes, task.token_map, column,
+                              token + share, barrier, all);
+      }
+    });
   }
 };
 
@@ -172,13 +176,31 @@ struct TallMultiplier {
   static constexpr int kSpan = Shape::kSpan;
   using StageSums = Sums[kSpan];
 
+  // The matrices of a stage, as wgmma is told of them: this warpgroup's tokens and rows of the first step.
+  struct Operands {
+    std::uint32_t tokens, rows;  // the part that differs
+  };
+
   const GemmTask& task;
   const TallRing<Shape>& ring;
   int warp, lane;
+  Operands first_operands;  // of stage 0
+  StageRelease release;
   RingPlace at{}, scales{};  // what is multiplied next
   Sums sums[kPerGroup];
   int row;  // the warpgroup's first
   RowScales<Shape::kRowScales> row_scales;
+
+  __device__ TallMultiplier(const GemmTask& task, const TallRing<Shape>& ring, int warp, int lane)
+      : task(task), ring(ring), warp(warp), lane(lane), release(ring.empty, lane, task.cluster) {
+    // Through a shuffle: it would otherwise be found out again every stage, while the tensor cores wait.
+    const auto keep = [](std::uint32_t address) {
+      return __shfl_sync(0xffffffffU, static_cast<std::uint32_t>(matrix_descriptor(address)), 0);
+    };
+    first_operands = {
+        keep(ring.tokens(0) + static_cast<std::uint32_t>(token_group() * kPerGroup) * (64 * kStepBytes)),
+        keep(ring.weights(0) + static_cast<std::uint32_t>(row_group()) * (kRows * kStepBytes))};
+  }
 
   __device__ int token_group() const { return warp / 4 % kTokenGroups; }
   __device__ int row_group() const { return warp / 4 / kTokenGroups; }
@@ -197,23 +219,22 @@ struct TallMultiplier {
     return row_scales.begin_tile(task);
   }
 
+  __device__ Operands operands(std::uint32_t stage) const {
+    constexpr std::uint32_t kStage = Shape::kStageBytes / 16;
+    return {first_operands.tokens + stage * kStage, first_operands.rows + stage * kStage};
+  }
   // Begins the block sums of a stage's steps (beyond K they are zero).
-  __device__ void begin_stage(StageSums& blocks, const RingPlace& place, int tile) const {
+  __device__ static void begin_stage(StageSums& blocks, const Operands& of, int tile) {
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
       const std::uint64_t a =
-          matrix_descriptor(ring.tokens(place.stage) + i * Shape::kTokenStep +
-                            static_cast<std::uint32_t>(token_group() * kPerGroup + tile) * (64 * kStepBytes));
-      const std::uint64_t b =
-          matrix_descriptor(ring.weights(place.stage) + i * Shape::kWeightStep +
-                            static_cast<std::uint32_t>(row_group()) * (kRows * kStepBytes));
+          matrix_descriptor_of(of.tokens + (i * Shape::kTokenStep + tile * 64 * kStepBytes) / 16);
+      const std::uint64_t b = matrix_descriptor_of(of.rows + i * (Shape::kWeightStep / 16));
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        wgmma_e4m3<kRows>(blocks[i], a + k * 2, b + k * 2, k > 0);
-      }
+      for (int k = 0; k < 4; ++k) wgmma_e4m3<kRows>(blocks[i], a + k * 2, b + k * 2, k > 0);
     }
     wgmma_commit();
   }
@@ -249,7 +270,8 @@ struct TallMultiplier {
       }
     }
     if (tile == kPerGroup - 1 && ((first + kSpan) % kTallScaleSteps == 0 || stage == task.stages - 1)) {
-      arrive(ring.scales.empty + 8 * scales.stage);
+      __syncwarp();
+      if (lane == 0) arrive(ring.scales.empty + 8 * scales.stage);
       scales.advance(kScaleStages);
     }
   }
@@ -259,10 +281,7 @@ struct TallMultiplier {
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
     const bool last = tile == kPerGroup - 1;
-    if (last) {
-      release(ring.empty + 8 * at.stage, lane, task.row_cluster * task.token_cluster, 0, 1);
-      at.advance(task.weight_stages);
-    }
+    if (last) release(at.stage);
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
       const int step = stage * kSpan + i;
@@ -298,28 +317,31 @@ struct TallMultiplier {
   }
 
   // One stage and tile at a time: the other warpgroup, where there is one, keeps the tensor cores busy while
-  // this one adds, and a stage is given back as soon as it has been multiplied. Whether the next is there is
-  // asked while this one's products are under way: the answer takes as long as a fifth of them.
+  // this one adds, and a stage is given back as soon as it has been multiplied. All that the next stage needs
+  // is prepared while this one's products are under way; whether it is there, too: the answer takes as long
+  // as a fifth of them.
   template <RowScaleKind kKind>
   __device__ void sum() {
     StageSums blocks;
+    Operands of = operands(at.stage);
     bool ready = false;
     for (int stage = 0; stage < task.stages; ++stage) {
       if (!ready) wait(ring.full + 8 * at.stage, at.parity);
-      const RingPlace place = at;
+      RingPlace next = at;
+      next.advance(task.weight_stages);
+      const Operands next_of = operands(next.stage);
 #pragma unroll
       for (int t = 0; t < kPerGroup; ++t) {
-        begin_stage(blocks, place, t);
+        begin_stage(blocks, of, t);
         Scales<kKind> read;
         read_scales<kKind>(read, t, stage);
-        if (t == kPerGroup - 1) {
-          RingPlace next = at;
-          next.advance(task.weight_stages);
+        if (t == kPerGroup - 1)
           ready = stage + 1 < task.stages && is_done_now(ring.full + 8 * next.stage, next.parity);
-        }
         wgmma_wait<0>();
         end_stage<kKind>(blocks, t, stage, read);
       }
+      at = next;
+      of = next_of;
     }
   }
 
@@ -377,30 +399,34 @@ __global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPe
   const TallRing<Shape> ring(task, shared);
   const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const ClusterPlace place(task);
+  const auto sync = [&task] {
+    if (task.cluster == 1) return __syncthreads();
+    cluster_arrive();
+    cluster_wait();
+  };
   if (threadIdx.x == 0) ring.init(task);
-  sync_cluster(task);
+  sync();
 
   if (warp >= Shape::kGroups * 4) {
     if constexpr (Shape::kGroups > 1) give_registers<Shape::kCopyRegisters>();
     const int role = warp - Shape::kGroups * 4;
     if (role == 0) {
-      if (lane == 0) ring.stream_weights(task, place);
+      if (lane == 0) ring.stream_weights(task);
     } else if (role == 1) {
       wait_for_previous_kernel();
       if (lane == 0) {
         let_next_kernel_start();
-        ring.stream_tokens(task, place);
+        ring.stream_tokens(task);
       }
     } else {
       wait_for_previous_kernel();
-      ring.scales.template stream<Shape::kScaleLanes>(task, place, (role - 2) * 32 + lane,
+      ring.scales.template stream<Shape::kScaleLanes>(task, (role - 2) * 32 + lane,
                                                       [](int token) { return token; });
     }
   } else {
     if constexpr (Shape::kGroups > 1) take_registers<Shape::kMultiplyRegisters>();
-    TallMultiplier<kRows, kTokenGroups, kRowGroups, kPerGroup> multiplier{task, ring, warp, lane};
-    const TileOrder order{task, place};
+    TallMultiplier<kRows, kTokenGroups, kRowGroups, kPerGroup> multiplier(task, ring, warp, lane);
+    const TileOrder order{task};
     const auto look_up = [&](int item) {
       if (item < order.count())
         order.tile(item, [&](int row_tile, int) {
@@ -418,7 +444,10 @@ __global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPe
         multiplier.store(token_tile);
       });
   }
-  leave_cluster(task);
+  if (task.cluster > 1) {  // the other may still write to this block's shared memory
+    __syncwarp();
+    sync();
+  }
 }
 
 }  // namespace octavo::cuda

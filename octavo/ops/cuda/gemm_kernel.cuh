@@ -86,7 +86,6 @@ struct Multiplier {
   using StageSums = Sums[kSpan];
 
   const TheRings& rings;
-  ClusterPlace place;
   int warp, lane;
   RingPlace weights{}, tokens{}, scales{};  // what is multiplied next
   Sums sums[kPerGroup];
@@ -116,12 +115,11 @@ struct Multiplier {
     }
   }
 
-  // This warp has read a stage: told to every block that brings a part of it.
-  __device__ void release_weights(std::uint32_t stage) const {
-    release(rings.weight_empty + 8 * stage, lane, task.token_cluster, place.row, task.row_cluster);
-  }
-  __device__ void release_tokens(std::uint32_t stage) const {
-    release(rings.token_empty + 8 * stage, lane, task.row_cluster, place.token * task.row_cluster, 1);
+  // This warp has read a stage of each.
+  __device__ void release(const RingPlace& weight, const RingPlace& token) const {
+    if (lane != 0) return;
+    arrive(rings.weight_empty + 8 * weight.stage);
+    arrive(rings.token_empty + 8 * token.stage);
   }
   __device__ void wait_for(const RingPlace& weight, const RingPlace& token) const {
     wait(rings.weight_full + 8 * weight.stage, weight.parity);
@@ -162,8 +160,7 @@ struct Multiplier {
       wgmma_commit();
       if (stage > 0) {  // the stage before has been read
         wgmma_wait<1>();
-        release_weights(done_weights.stage);
-        release_tokens(done_tokens.stage);
+        release(done_weights, done_tokens);
         advance(done_weights, done_tokens);
       }
       advance(weights, tokens);
@@ -171,8 +168,7 @@ struct Multiplier {
     wgmma_wait<0>();
 #pragma unroll
     for (int t = 0; t < kPerGroup; ++t) pin(sums[t]);
-    release_weights(done_weights.stage);
-    release_tokens(done_tokens.stage);
+    release(done_weights, done_tokens);
   }
 
   // FP8: the scales of the steps from `first` on, asked for so early that nothing waits for them.
@@ -197,8 +193,7 @@ struct Multiplier {
     const int first = stage * kSpan;
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
-    release_weights(weights.stage);
-    release_tokens(tokens.stage);
+    release(weights, tokens);
     advance(weights, tokens);
     const float* const token_scales = scales_of(first);
 #pragma unroll
@@ -317,31 +312,30 @@ __global__ void __launch_bounds__(GemmShape<Element, kTokens, kGroups, kPerGroup
   // uniform registers.
   const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const ClusterPlace place(task);
   if (threadIdx.x == 0) rings.init(task, kGroups * 4, Shape::kScaleLanes);
-  sync_cluster(task);
+  __syncthreads();
 
   if (warp >= kGroups * 4) {
     if constexpr (kGroups > 1) give_registers<Shape::kCopyRegisters>();
     const int role = warp - kGroups * 4;
     if (role == 0) {
-      if (lane == 0) rings.template stream_weights<Element::kColumns>(task, place);
+      if (lane == 0) rings.template stream_weights<Element::kColumns>(task);
     } else if (role == 1) {
       wait_for_previous_kernel();
       if (lane == 0) {
         let_next_kernel_start();
-        rings.template stream_tokens<Element::kColumns>(task, place);
+        rings.template stream_tokens<Element::kColumns>(task);
       }
     } else if constexpr (Element::kScaled) {
       const int first = (role - 2) * 32 + lane;
       wait_for_previous_kernel();
       if (first < Shape::kScaleLanes)
-        rings.scales.template stream<Shape::kScaleLanes>(task, place, first, scale_place<kTokens>);
+        rings.scales.template stream<Shape::kScaleLanes>(task, first, scale_place<kTokens>);
     }
   } else {
     if constexpr (kGroups > 1) take_registers<Shape::kMultiplyRegisters>();
-    Multiplier<Element, kTokens, kGroups, kPerGroup> multiplier{task, rings, place, warp, lane};
-    TileOrder{task, place}.for_each([&](int row_tile, int token_tile) {
+    Multiplier<Element, kTokens, kGroups, kPerGroup> multiplier{task, rings, warp, lane};
+    TileOrder{task}.for_each([&](int row_tile, int token_tile) {
       multiplier.begin_tile(row_tile);
       if constexpr (!Element::kScaled)
         multiplier.sum_plain();
@@ -353,7 +347,6 @@ __global__ void __launch_bounds__(GemmShape<Element, kTokens, kGroups, kPerGroup
       multiplier.store(token_tile);
     });
   }
-  leave_cluster(task);
 }
 
 template <typename Element, int kTokens, int kGroups, int kPerGroup>

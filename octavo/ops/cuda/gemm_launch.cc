@@ -79,8 +79,7 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   GemmTask task{};
   task.part_rows = plan.part_rows();
   task.up_offset = plan.gated ? static_cast<int>(g.out) / 2 - task.part_rows : 0;
-  task.weight_box = task.part_rows / plan.token_cluster;
-  task.weight_map = tensor_map(g.weight, g.element_bytes, g.out, g.in, task.weight_box);
+  task.weight_map = tensor_map(g.weight, g.element_bytes, g.out, g.in, task.part_rows);
   task.token_box = plan.token_box(g.tokens);
   task.token_map = tensor_map(g.x, g.element_bytes, g.tokens, g.in, task.token_box);
   task.y_stride = g.y_stride;
@@ -89,11 +88,9 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   task.steps = static_cast<int>((g.in * g.element_bytes + kStepBytes - 1) / kStepBytes);
   task.stages = (task.steps + plan.steps() - 1) / plan.steps();
   task.rows = plan.rows;
-  task.row_groups = static_cast<int>((plan.row_tiles(g.out) + plan.row_cluster - 1) / plan.row_cluster);
-  task.token_groups =
-      static_cast<int>((plan.token_tiles(g.tokens) + plan.token_cluster - 1) / plan.token_cluster);
-  task.row_cluster = plan.row_cluster;
-  task.token_cluster = plan.token_cluster;
+  task.row_groups = static_cast<int>((plan.row_tiles(g.out) + plan.cluster - 1) / plan.cluster);
+  task.token_tiles = static_cast<int>(plan.token_tiles(g.tokens));
+  task.cluster = plan.cluster;
   task.weight_stages = plan.weight_stages;
   task.token_stages = plan.token_stages;
   return task;

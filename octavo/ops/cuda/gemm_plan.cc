@@ -38,22 +38,21 @@ void deal_stages(GemmPlan& plan) {
 
 }  // namespace
 
-GemmPlan tall_plan(const TallKernel& kernel, TallCluster cluster) {
+GemmPlan tall_plan(const TallKernel& kernel, int cluster) {
   GemmPlan plan;
   plan.tall = true;
   plan.tokens = kernel.tokens;
   plan.rows = kernel.rows;
   plan.groups = kernel.groups;
   plan.per_group = kernel.per_group;
-  plan.row_cluster = cluster.rows;
-  plan.token_cluster = cluster.tokens;
+  plan.cluster = cluster;
   deal_stages(plan);
   return plan;
 }
 
 int GemmPlan::token_box(std::int64_t m) const {
-  if (m > tokens) return tokens / row_cluster;
-  return static_cast<int>(row_cluster == 1 ? m : ceil_div(ceil_div(m, row_cluster), 8) * 8);
+  if (m > tokens) return tokens / cluster;
+  return static_cast<int>(cluster == 1 ? m : ceil_div(ceil_div(m, cluster), 8) * 8);
 }
 
 std::size_t GemmPlan::shared_bytes() const {
@@ -69,29 +68,23 @@ std::size_t GemmPlan::shared_bytes() const {
 namespace {
 
 // Nanoseconds, not counting what every kernel takes.
-double tall_cost(const TallKernel& kernel, std::size_t cluster, std::int64_t out, std::int64_t in,
-                 std::int64_t m, int multiprocessors) {
-  const auto [rows, tokens] = kTallClusters[cluster];
-  const std::int64_t clusters =
-      ceil_div(ceil_div(out, kernel.rows), rows) * ceil_div(ceil_div(m, kernel.tokens), tokens);
-  // A cluster lies within one of the groups of 16 or 18 multiprocessors, some of which lose two to fours.
-  const int at_once = rows * tokens < 4 ? multiprocessors / (rows * tokens) : multiprocessors * 10 / 44;
-  const auto rounds = static_cast<double>(ceil_div(clusters, std::max(at_once, 1)));
+double tall_cost(const TallKernel& kernel, std::int64_t out, std::int64_t in, std::int64_t m,
+                 int multiprocessors) {
   constexpr double kTile = 600;  // a tile's beginning and end
-  return rounds * (kernel.step_ns[cluster] * static_cast<double>(ceil_div(in, 128)) + kTile);
+  const std::int64_t tiles = ceil_div(out, kernel.rows) * ceil_div(m, kernel.tokens);
+  return static_cast<double>(ceil_div(tiles, multiprocessors)) *
+         (kernel.step_ns * static_cast<double>(ceil_div(in, 128)) + kTile);
 }
 
 GemmPlan plan_tall(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
-  GemmPlan best;
-  double best_cost = 0;
-  for (const TallKernel& kernel : kTallKernels)
-    for (std::size_t cluster = 0; cluster < kTallClusters.size(); ++cluster) {
-      const double cost = tall_cost(kernel, cluster, out, in, m, multiprocessors);
-      if (best.rows != 0 && cost >= best_cost) continue;
-      best = tall_plan(kernel, kTallClusters[cluster]);
-      best_cost = cost;
-    }
-  return best;
+  const TallKernel& best =
+      *std::min_element(kTallKernels.begin(), kTallKernels.end(), [&](const auto& a, const auto& b) {
+        return tall_cost(a, out, in, m, multiprocessors) < tall_cost(b, out, in, m, multiprocessors);
+      });
+  // Blocks that read the same at the same time read it from L2 once in any case; in pairs it takes less
+  // energy, which is what bounds layers that take milliseconds.
+  const bool paired = m >= 2048 && ceil_div(out, best.rows) * ceil_div(m, best.tokens) >= 2 * multiprocessors;
+  return tall_plan(best, paired ? 2 : 1);
 }
 
 }  // namespace
@@ -125,10 +118,8 @@ GemmPlan plan_gated_gemm(std::int64_t m) {
 GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
   assert(out > 0 && in > 0 && m > 0);
   if (m > 16) return plan_tall(out, in, m, multiprocessors);
-  // Where 64 rows a tile would leave half of the multiprocessors without one. From thirteen tokens on these
-  // are enough for two blocks to gain by sharing them.
-  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors)
-    return tall_plan(kTallKernels[0], {m <= 12 ? 1 : 2, 1});
+  // Where 64 rows a tile would leave half of the multiprocessors without one.
+  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors) return tall_plan(kTallKernels[0], 1);
   return plan_narrow_gemm(out, m, multiprocessors);
 }
 

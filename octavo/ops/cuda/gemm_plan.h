@@ -38,10 +38,8 @@ struct GemmPlan {
   int groups = 0;     // warpgroups that multiply: 1, 2 or 4; tall: 1 or 2
   int per_group = 0;  // 64-row tiles a warpgroup (tall: of tokens): 1, or 2
   int rows = 0;       // weight rows of a tile: a multiple of 16; narrow: at most 64 · groups · per_group
-  // Blocks of threads that share loads, each bringing its part to all: row_cluster of neighbouring rows share
-  // the tokens', token_cluster of neighbouring tokens the weights'.
-  int row_cluster = 1;
-  int token_cluster = 1;
+  // Tall: blocks of threads of neighbouring rows that share the tokens' loads, each bringing its part to all.
+  int cluster = 1;
   // Of the rings: what fits ahead of the tensor cores. Tall: equal.
   int weight_stages = 0;
   int token_stages = 0;
@@ -49,7 +47,6 @@ struct GemmPlan {
   bool gated = false;
 
   int part_rows() const { return gated ? rows / 2 : rows; }
-  std::size_t gated_bytes() const { return gated ? static_cast<std::size_t>(tokens * rows) * 2 : 0; }
   int rows_of_group() const { return rows * (tokens / 64 / per_group) / groups; }  // tall
   // Of a stage.
   int steps() const { return tall ? tall_steps(rows_of_group()) : narrow_steps(tokens, groups); }
@@ -59,7 +56,7 @@ struct GemmPlan {
     return static_cast<std::size_t>(kScaleStages * tokens * (tall ? kTallScaleSteps : scale_steps(tokens))) *
            sizeof(float);
   }
-  int cluster() const { return row_cluster * token_cluster; }
+  std::size_t gated_bytes() const { return gated ? static_cast<std::size_t>(tokens * rows) * 2 : 0; }
   std::size_t shared_bytes() const;
   // Tokens that one copy brings. Where one tile holds them all, no more than there are: copies of rows beyond
   // the matrix take several times as long. A block's share begins at a whole swizzle pattern of eight.
@@ -68,31 +65,26 @@ struct GemmPlan {
   std::int64_t token_tiles(std::int64_t m) const { return (m + tokens - 1) / tokens; }
 };
 
-// Blocks of threads that share loads: rows · tokens of them (see row_cluster and token_cluster).
-struct TallCluster {
-  int rows, tokens;
-  constexpr int blocks() const { return rows * tokens; }
-};
-inline constexpr std::array<TallCluster, 4> kTallClusters = {{{1, 1}, {2, 1}, {4, 1}, {1, 2}}};
+inline constexpr int kMaxCluster = 2;
 // The tall kernels there are, the smallest tiles first, and what a step of 128 columns takes, in nanoseconds,
-// on an H200 whose multiprocessors all run it, in each of kTallClusters (`gemm_gpu_bench tune`).
+// on an H200 whose multiprocessors all run it (`gemm_gpu_bench tune`).
 struct TallKernel {
   int tokens, rows, groups, per_group;
-  std::array<double, kTallClusters.size()> step_ns;
+  double step_ns;
 };
-inline constexpr std::array<TallKernel, 12> kTallKernels = {{{64, 32, 1, 1, {199, 151, 131, 179}},
-                                                             {64, 48, 1, 1, {221, 185, 169, 190}},
-                                                             {64, 64, 1, 1, {255, 219, 194, 216}},
-                                                             {64, 128, 2, 1, {372, 339, 326, 330}},
-                                                             {64, 224, 2, 1, {519, 522, 499, 448}},
-                                                             {128, 32, 2, 1, {356, 260, 227, 334}},
-                                                             {128, 48, 2, 1, {409, 295, 275, 356}},
-                                                             {128, 64, 2, 1, {429, 345, 306, 403}},
-                                                             {128, 112, 2, 1, {473, 469, 459, 474}},
-                                                             {128, 128, 2, 1, {525, 490, 449, 492}},
-                                                             {128, 192, 2, 1, {656, 678, 659, 675}},
-                                                             {256, 128, 2, 2, {856, 847, 806, 866}}}};
-GemmPlan tall_plan(const TallKernel& kernel, TallCluster cluster);
+inline constexpr std::array<TallKernel, 12> kTallKernels = {{{64, 32, 1, 1, 131},
+                                                             {64, 48, 1, 1, 165},
+                                                             {64, 64, 1, 1, 194},
+                                                             {64, 128, 1, 1, 304},
+                                                             {64, 224, 2, 1, 489},
+                                                             {128, 64, 2, 1, 293},
+                                                             {128, 96, 2, 1, 397},
+                                                             {128, 112, 2, 1, 413},
+                                                             {128, 128, 2, 1, 440},
+                                                             {128, 192, 2, 1, 665},
+                                                             {256, 112, 2, 2, 734},
+                                                             {256, 128, 2, 2, 793}}};
+GemmPlan tall_plan(const TallKernel& kernel, int cluster);
 
 inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of threads, Hopper
 

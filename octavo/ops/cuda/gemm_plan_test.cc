@@ -14,7 +14,7 @@ namespace {
 void expect_valid(const GemmPlan& p, std::int64_t out, std::int64_t in, std::int64_t m) {
   SCOPED_TRACE(testing::Message() << "N " << out << " K " << in << " M " << m << ": tokens " << p.tokens
                                   << " groups " << p.groups << "x" << p.per_group << " rows " << p.rows
-                                  << " cluster " << p.row_cluster << "x" << p.token_cluster);
+                                  << " cluster " << p.cluster);
   if (p.tall) {
     EXPECT_TRUE(std::any_of(kTallKernels.begin(), kTallKernels.end(), [&](const TallKernel& k) {
       return k.tokens == p.tokens && k.rows == p.rows && k.groups == p.groups && k.per_group == p.per_group;
@@ -31,8 +31,8 @@ void expect_valid(const GemmPlan& p, std::int64_t out, std::int64_t in, std::int
   EXPECT_EQ(p.rows % 16, 0);  // sixteen rows share one weight scale
   EXPECT_LE(p.rows, 256);     // the largest box of a tensor copy
   // A block's share of what it brings is whole swizzle patterns.
-  EXPECT_EQ(p.rows % (8 * p.token_cluster), 0);
-  EXPECT_EQ(p.tokens % (8 * p.row_cluster), 0);
+  EXPECT_EQ(p.tokens % (8 * p.cluster), 0);
+  EXPECT_LE(p.cluster, p.tall ? kMaxCluster : 1);
   EXPECT_GE(p.weight_stages, kMinStages);
   EXPECT_GE(p.token_stages, kMinStages);
   EXPECT_LE(p.weight_stages, 48);

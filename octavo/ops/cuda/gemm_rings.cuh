@@ -12,64 +12,42 @@ namespace octavo::cuda {
 
 constexpr int kBand = 8;  // groups of token tiles that take turns over the weights, so that both come from L2
 
-// A block of threads in its cluster: the row-th of those that share tokens, the token-th of those that share
-// weights.
-struct ClusterPlace {
-  int row = 0;
-  int token = 0;
+// How a warp tells the blocks that bring parts of its stages that it has read one: a lane each. Where it says
+// so, and which lanes do, is found out once: this is said between a stage's products and the next's.
+struct StageRelease {
+  std::uint32_t here, there;  // the first stage's barrier
+  bool own, other;
 
-  __device__ explicit ClusterPlace(const GemmTask& task) {
-    if (task.row_cluster * task.token_cluster == 1) return;
-    const int rank = static_cast<int>(rank_in_cluster());
-    row = rank % task.row_cluster;
-    token = rank / task.row_cluster;
+  // To all `blocks` of the cluster.
+  __device__ StageRelease(std::uint32_t empty, int lane, int blocks) {
+    const auto rank = static_cast<std::uint32_t>(min(lane, blocks - 1));
+    here = empty;
+    there = address_in_block(empty, rank);
+    own = lane < blocks && rank == rank_in_cluster();
+    other = lane < blocks && rank != rank_in_cluster();
+  }
+  __device__ void operator()(std::uint32_t stage) const {
+    if (own) arrive(here + 8 * stage);
+    if (other) arrive_there(there + 8 * stage);
   }
 };
 
-// All threads of the cluster, or of the block where it stands alone.
-__device__ inline void sync_cluster(const GemmTask& task) {
-  if (task.row_cluster * task.token_cluster == 1) {
-    __syncthreads();
-  } else {
-    cluster_arrive();
-    cluster_wait();
-  }
-}
-// Before a block ends: a neighbour may still write to its shared memory.
-__device__ inline void leave_cluster(const GemmTask& task) {
-  if (task.row_cluster * task.token_cluster > 1) {
-    __syncwarp();
-    sync_cluster(task);
-  }
-}
-// This warp has read a stage: told to `sharers` blocks of the cluster, the first-th and every stride-th after
-// it.
-__device__ inline void release(std::uint32_t empty, int lane, int sharers, int first, int stride) {
-  if (sharers == 1) {
-    if (lane == 0) arrive(empty);
-  } else if (lane < sharers) {
-    arrive_at(empty, static_cast<std::uint32_t>(first + lane * stride));
-  }
-}
-
-// Which tile comes next: the token tiles of a band side by side, then the next rows.
+// Which tile comes next: the token tiles of a band side by side, then the next rows. The blocks of a cluster
+// take neighbouring rows.
 struct TileOrder {
   const GemmTask& task;
-  ClusterPlace place;
 
-  __device__ int cluster() const { return task.row_cluster * task.token_cluster; }
   // A block's items: first(), then every step()-th below count().
-  __device__ int first() const { return static_cast<int>(blockIdx.x) / cluster(); }
-  __device__ int step() const { return static_cast<int>(gridDim.x) / cluster(); }
-  __device__ int count() const { return task.row_groups * task.token_groups; }
+  __device__ int first() const { return static_cast<int>(blockIdx.x) / task.cluster; }
+  __device__ int step() const { return static_cast<int>(gridDim.x) / task.cluster; }
+  __device__ int count() const { return task.row_groups * task.token_tiles; }
 
   template <typename Visit>  // (row tile, token tile)
   __device__ void tile(int item, const Visit& visit) const {
     const int band = item / (kBand * task.row_groups);
-    const int width = min(kBand, task.token_groups - band * kBand);
+    const int width = min(kBand, task.token_tiles - band * kBand);
     const int inside = item - band * kBand * task.row_groups;
-    visit(inside / width * task.row_cluster + place.row,
-          (band * kBand + inside % width) * task.token_cluster + place.token);
+    visit(inside / width * task.cluster + static_cast<int>(rank_in_cluster()), band * kBand + inside % width);
   }
   template <typename Visit>
   __device__ void for_each(const Visit& visit) const {
@@ -83,28 +61,6 @@ template <int kTokens>
 __device__ inline int scale_place(int token) {
   if constexpr (kTokens == 8) return token;
   return token / 16 * 16 + token % 8 / 2 * 4 + token / 8 % 2 * 2 + token % 2;
-}
-
-// A box of `own` rows into shared memory: this block's share of a tile, to all blocks that `mask` names.
-__device__ inline void copy_share(std::uint32_t to, const CUtensorMap& map, int column, int row, int own,
-                                  int share, int sharers, std::uint16_t mask, std::uint32_t full,
-                                  std::uint64_t policy) {
-  to += static_cast<std::uint32_t>(share * own) * kStepBytes;
-  if (sharers == 1)
-    copy_box(to, map, column, row, full, policy);
-  else
-    copy_box_to_cluster(to, map, column, row + share * own, full, mask, policy);
-}
-
-// The blocks that share this block's weights, and those that share its tokens.
-__device__ inline std::uint16_t weight_sharers(const GemmTask& task, ClusterPlace place) {
-  std::uint16_t mask = 0;
-  for (int t = 0; t < task.token_cluster; ++t)
-    mask |= static_cast<std::uint16_t>(1U << (t * task.row_cluster + place.row));
-  return mask;
-}
-__device__ inline std::uint16_t token_sharers(const GemmTask& task, ClusterPlace place) {
-  return static_cast<std::uint16_t>(((1U << task.row_cluster) - 1) << (place.token * task.row_cluster));
 }
 
 // The tokens' scales in shared memory: kScaleStages stages of kSteps steps of a tile's kTokens tokens, in the
@@ -122,11 +78,10 @@ struct ScaleRing {
   // By kLanes threads, of which this is the `first`-th. The scales are another kernel's result of a moment
   // ago: from L2.
   template <int kLanes, typename Place>
-  __device__ void stream(const GemmTask& task, ClusterPlace cluster_place, int first,
-                         const Place& place) const {
+  __device__ void stream(const GemmTask& task, int first, const Place& place) const {
     const bool whole = task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
     RingPlace at;
-    TileOrder{task, cluster_place}.for_each([&](int, int token_tile) {
+    TileOrder{task}.for_each([&](int, int token_tile) {
       for (int begin = 0; begin < task.steps; begin += kSteps, at.advance(kScaleStages)) {
         const int count = min(kSteps, task.steps - begin);
         wait(empty + 8 * at.stage, at.parity ^ 1);
@@ -198,11 +153,11 @@ struct Rings {
   __device__ void init(const GemmTask& task, int readers, int scale_lanes) const {
     for (int s = 0; s < task.weight_stages; ++s) {
       init_barrier(weight_full + 8 * s, 1);
-      init_barrier(weight_empty + 8 * s, readers * task.token_cluster);
+      init_barrier(weight_empty + 8 * s, readers);
     }
     for (int s = 0; s < task.token_stages; ++s) {
       init_barrier(token_full + 8 * s, 1);
-      init_barrier(token_empty + 8 * s, readers * task.row_cluster);
+      init_barrier(token_empty + 8 * s, readers);
     }
     for (int s = 0; s < kScaleStages && scale_lanes > 0; ++s) {
       init_barrier(scales.full + 8 * s, scale_lanes);
@@ -213,12 +168,10 @@ struct Rings {
 
   // By one thread, which does not wait for the kernel ahead.
   template <int kColumns>
-  __device__ void stream_weights(const GemmTask& task, ClusterPlace place) const {
+  __device__ void stream_weights(const GemmTask& task) const {
     prefetch_map(task.weight_map);
-    const std::uint64_t policy = task.token_groups == 1 ? evict_first() : evict_normal();
-    const std::uint16_t mask = weight_sharers(task, place);
     RingPlace at;
-    TileOrder{task, place}.for_each([&](int row_tile, int) {
+    TileOrder{task}.for_each([&](int row_tile, int) {
       for (int stage = 0; stage < task.stages; ++stage, at.advance(task.weight_stages)) {
         const std::uint32_t full = weight_full + 8 * at.stage;
         wait(weight_empty + 8 * at.stage, at.parity ^ 1);
@@ -228,11 +181,10 @@ struct Rings {
           const std::uint32_t to = weights + at.stage * weight_bytes + i * weight_step;
           const int column = (stage * kSpan + i) * kColumns;
           const int row = row_tile * task.part_rows;
-          copy_share(to, task.weight_map, column, row, task.weight_box, place.token, task.token_cluster, mask,
-                     full, policy);
+          copy_box(to, task.weight_map, column, row, full);
           if (task.gated != nullptr)
             copy_box(to + static_cast<std::uint32_t>(task.part_rows) * kStepBytes, task.weight_map, column,
-                     row + task.part_rows + task.up_offset, full, policy);
+                     row + task.part_rows + task.up_offset, full);
         }
       }
     });
@@ -240,22 +192,18 @@ struct Rings {
 
   // By one thread.
   template <int kColumns>
-  __device__ void stream_tokens(const GemmTask& task, ClusterPlace place) const {
-    const std::uint16_t mask = token_sharers(task, place);
-    const std::uint64_t policy = evict_normal();
-    const auto token_bytes =
-        static_cast<std::uint32_t>(task.token_box * task.row_cluster) * kStepBytes * kSpan;
+  __device__ void stream_tokens(const GemmTask& task) const {
+    const auto token_bytes = static_cast<std::uint32_t>(task.token_box) * kStepBytes * kSpan;
     RingPlace at;
-    TileOrder{task, place}.for_each([&](int, int token_tile) {
+    TileOrder{task}.for_each([&](int, int token_tile) {
       for (int stage = 0; stage < task.stages; ++stage, at.advance(task.token_stages)) {
         const std::uint32_t full = token_full + 8 * at.stage;
         wait(token_empty + 8 * at.stage, at.parity ^ 1);
         arrive_expecting(full, token_bytes);
 #pragma unroll
         for (int i = 0; i < kSpan; ++i)
-          copy_share(tokens + at.stage * kTokenBytes + i * kTokenStep, task.token_map,
-                     (stage * kSpan + i) * kColumns, token_tile * kTokens, task.token_box, place.row,
-                     task.row_cluster, mask, full, policy);
+          copy_box(tokens + at.stage * kTokenBytes + i * kTokenStep, task.token_map,
+                   (stage * kSpan + i) * kColumns, token_tile * kTokens, full);
       }
     });
   }
@@ -267,7 +215,7 @@ void launch_persistent(const GemmTask& task, std::size_t shared_bytes, bool earl
   static const cudaError_t raised = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                          static_cast<int>(kMaxSharedBytes));
   check(raised, "shared memory of the GEMM");
-  const int cluster = task.row_cluster * task.token_cluster;
+  const int cluster = task.cluster;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim.x = static_cast<unsigned>(cluster);
@@ -283,13 +231,13 @@ void launch_persistent(const GemmTask& task, std::size_t shared_bytes, bool earl
   config.attrs = attributes;
   config.numAttrs = 1;
   // As many clusters as the device can hold at once, which is fewer than its multiprocessors would make.
-  static int at_once[9] = {};
+  static int at_once[kMaxCluster + 1] = {};
   if (at_once[cluster] == 0) {
     check(cudaOccupancyMaxActiveClusters(&at_once[cluster], kKernel, &config), "clusters at once");
     at_once[cluster] = std::min(at_once[cluster], multiprocessors() / cluster);
   }
   config.gridDim = dim3(static_cast<unsigned>(
-      std::min(task.row_groups * task.token_groups, std::max(1, at_once[cluster])) * cluster));
+      std::min(task.row_groups * task.token_tiles, std::max(1, at_once[cluster])) * cluster));
   config.numAttrs = early ? 2 : 1;
   check(cudaLaunchKernelEx(&config, kKernel, task), "GEMM");
 }

@@ -16,7 +16,7 @@ namespace octavo::cuda {
 
 // A step of the kernels is 128 bytes of a row: 128 columns of E4M3, one block of scales, or 64 of bf16.
 struct GemmTask {
-  CUtensorMap weight_map;  // boxes of weight_box rows × 128 bytes, 128-byte swizzle
+  CUtensorMap weight_map;  // boxes of part_rows rows × 128 bytes, 128-byte swizzle
   CUtensorMap token_map;   // boxes of token_box rows × 128 bytes
   // E4M3 only.
   const float* weight_scales;
@@ -27,11 +27,9 @@ struct GemmTask {
   bf16* y;  // or, for bf16 weights only, y_f32
   float* y_f32;
   std::int64_t y_stride;
-  int tokens;  // M
-  // Rows and tokens that one copy brings: a block's share of a tile (of the tokens, or of all there are).
-  int weight_box;
-  int token_box;
-  int out;  // N
+  int tokens;     // M
+  int token_box;  // tokens that one copy brings: a block's share of a tile, or of all there are
+  int out;        // N
   // Of a tile's rows part_rows follow each other from row tile · part_rows on. Where that is not all (gated),
   // the rest are up_offset rows further down than if they followed, too.
   int part_rows;
@@ -40,13 +38,12 @@ struct GemmTask {
   std::uint8_t* gated;
   float* gated_scales;
   bool gated_pow2;
-  int steps;         // of 128 bytes of a row
-  int stages;        // of a tile: steps / the plan's steps(), rounded up
-  int rows;          // of a tile
-  int row_groups;    // row tiles / row_cluster, rounded up
-  int token_groups;  // token tiles / token_cluster, rounded up
-  int row_cluster;
-  int token_cluster;
+  int steps;       // of 128 bytes of a row
+  int stages;      // of a tile: steps / the plan's steps(), rounded up
+  int rows;        // of a tile
+  int row_groups;  // row tiles / cluster, rounded up
+  int token_tiles;
+  int cluster;  // blocks of neighbouring rows that share tokens: 1, or (tall) up to kMaxCluster
   int weight_stages;
   int token_stages;
 };

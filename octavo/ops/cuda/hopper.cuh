@@ -50,14 +50,15 @@ __device__ inline void publish_barriers() {
 __device__ inline void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// At the same place in another block of the cluster.
-__device__ inline void arrive_at(std::uint32_t barrier, std::uint32_t rank) {
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
+// Where another block of the cluster has what lies at `address` in the caller's shared memory.
+__device__ inline std::uint32_t address_in_block(std::uint32_t address, std::uint32_t rank) {
+  std::uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+// At an address_in_block().
+__device__ inline void arrive_there(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 __device__ inline void arrive_expecting(std::uint32_t barrier, std::uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -135,44 +136,38 @@ __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 // A box of the matrix at (column, row) into shared memory; outside the matrix zeros. Its bytes count at
-// `barrier`.
+// `barrier`. Without a hint to L2: with any, even evict_normal, blocks of threads that read the same at the
+// same time no longer share a read of L2 (docs/results/gpu-gemm.md).
 __device__ inline void copy_box(std::uint32_t to, const CUtensorMap& map, int column, int row,
-                                std::uint32_t barrier, std::uint64_t policy) {
+                                std::uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-      " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-      "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+      "[%4];" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
 // The same to the same place in every block of the cluster that `mask` names.
 __device__ inline void copy_box_to_cluster(std::uint32_t to, const CUtensorMap& map, int column, int row,
-                                           std::uint32_t barrier, std::uint16_t mask, std::uint64_t policy) {
+                                           std::uint32_t barrier, std::uint16_t mask) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::"
-      "cache_hint"
-      " [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(to),
-      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(mask), "l"(policy)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+      " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(mask)
       : "memory");
-}
-__device__ inline std::uint64_t evict_first() {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-__device__ inline std::uint64_t evict_normal() {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
 }
 
 // --- wgmma.
 
-// Rows of 128 bytes, 128-byte swizzle, groups of eight rows 1024 bytes apart: what copy_box lays down. Where
-// the rows run along the sum (transposed), the next 64 columns are `columns_apart` bytes further on.
-__device__ inline std::uint64_t matrix_descriptor(std::uint32_t address, std::uint32_t columns_apart = 16) {
+// Rows of 128 bytes, 128-byte swizzle, groups of eight rows 1024 bytes apart: what copy_box lays down. A
+// matrix's descriptor is that of its first 16 bytes, given in sixteens.
+__device__ inline std::uint64_t matrix_descriptor_of(std::uint32_t place) {
   constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
   constexpr std::uint64_t kGroupStride = std::uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kGroupStride | std::uint64_t{columns_apart >> 4} << 16 | (address & 0x3ffffU) >> 4;
+  return kSwizzle128 | kGroupStride | place;
+}
+// Where the rows run along the sum (transposed), the next 64 columns are `columns_apart` bytes further on.
+__device__ inline std::uint64_t matrix_descriptor(std::uint32_t address, std::uint32_t columns_apart = 16) {
+  return matrix_descriptor_of((columns_apart >> 4) << 16 | (address & 0x3ffffU) >> 4);
 }
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -204,6 +199,7 @@ __device__ void wgmma_bf16_transposed(float (&d)[kColumns / 2], const std::uint3
 #define OCTAVO_R16(i) OCTAVO_R8(i), OCTAVO_R8((i) + 8)
 #define OCTAVO_R24(i) OCTAVO_R16(i), OCTAVO_R8((i) + 16)
 #define OCTAVO_R32(i) OCTAVO_R16(i), OCTAVO_R16((i) + 16)
+#define OCTAVO_R48(i) OCTAVO_R32(i), OCTAVO_R16((i) + 32)
 #define OCTAVO_R56(i) OCTAVO_R32(i), OCTAVO_R24((i) + 32)
 #define OCTAVO_R64(i) OCTAVO_R32(i), OCTAVO_R32((i) + 32)
 #define OCTAVO_R96(i) OCTAVO_R64(i), OCTAVO_R32((i) + 64)
@@ -212,10 +208,9 @@ __device__ void wgmma_bf16_transposed(float (&d)[kColumns / 2], const std::uint3
 #define OCTAVO_N16 OCTAVO_N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define OCTAVO_N24 OCTAVO_N16 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define OCTAVO_N32 OCTAVO_N24 ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define OCTAVO_N56                                                                   \
-  OCTAVO_N32                                                                         \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
-  ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define OCTAVO_N48 \
+  OCTAVO_N32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define OCTAVO_N56 OCTAVO_N48 ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define OCTAVO_N64 OCTAVO_N56 ", %56, %57, %58, %59, %60, %61, %62, %63"
 #define OCTAVO_N96                                                                   \
   OCTAVO_N64                                                                         \
@@ -242,6 +237,7 @@ OCTAVO_WGMMA(16, OCTAVO_R8, OCTAVO_N8, "%8", "%9", "%10")
 OCTAVO_WGMMA(32, OCTAVO_R16, OCTAVO_N16, "%16", "%17", "%18")
 OCTAVO_WGMMA(48, OCTAVO_R24, OCTAVO_N24, "%24", "%25", "%26")
 OCTAVO_WGMMA(64, OCTAVO_R32, OCTAVO_N32, "%32", "%33", "%34")
+OCTAVO_WGMMA(96, OCTAVO_R48, OCTAVO_N48, "%48", "%49", "%50")
 OCTAVO_WGMMA(112, OCTAVO_R56, OCTAVO_N56, "%56", "%57", "%58")
 OCTAVO_WGMMA(128, OCTAVO_R64, OCTAVO_N64, "%64", "%65", "%66")
 OCTAVO_WGMMA(192, OCTAVO_R96, OCTAVO_N96, "%96", "%97", "%98")
@@ -266,6 +262,7 @@ OCTAVO_WGMMA_TRANSPOSED(128, OCTAVO_R64, OCTAVO_N64, "%64, %65, %66, %67", "%68"
 #undef OCTAVO_R16
 #undef OCTAVO_R24
 #undef OCTAVO_R32
+#undef OCTAVO_R48
 #undef OCTAVO_R56
 #undef OCTAVO_R64
 #undef OCTAVO_R96
@@ -274,6 +271,7 @@ OCTAVO_WGMMA_TRANSPOSED(128, OCTAVO_R64, OCTAVO_N64, "%64, %65, %66, %67", "%68"
 #undef OCTAVO_N16
 #undef OCTAVO_N24
 #undef OCTAVO_N32
+#undef OCTAVO_N48
 #undef OCTAVO_N56
 #undef OCTAVO_N64
 #undef OCTAVO_N96
