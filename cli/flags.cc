@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "octavo/base/error.h"
 
 namespace octavo {
 
@@ -89,6 +90,12 @@ void ModelFlags::add_to(CLI::App& app) {
 }
 
 WeightOptions ModelFlags::weight_options() const {
+  if (precision == "bf16" &&
+      (pow2_weights || pow2_activations || bf16_first > 0 || bf16_last > 0 || !ignored.empty()))
+    fail(
+        "--pow2-weights, --pow2-activations, --bf16-first, --bf16-last and --ignore say how FP8 is done; "
+        "leave "
+        "them out with --precision bf16");
   WeightOptions options;
   options.precision = precision == "bf16" ? Precision::kBF16 : Precision::kFP8;
   options.scaling.pow2 = pow2_weights;
@@ -110,11 +117,14 @@ void EngineFlags::add_to(CLI::App& app) {
                  "Longest prompt and output together (0: what the model allows)")
       ->check(at_least(0))
       ->capture_default_str();
-  app.add_option("--kv-tokens", kv_tokens, "Tokens that the KV cache holds (0: see --kv-cache-memory-bytes)")
-      ->check(at_least(0))
-      ->capture_default_str();
+  CLI::Option* const tokens =
+      app.add_option("--kv-tokens", kv_tokens,
+                     "Tokens that the KV cache holds (0: see --kv-cache-memory-bytes)")
+          ->check(at_least(0))
+          ->capture_default_str();
   app.add_option("--kv-cache-memory-bytes", kv_bytes,
                  "Bytes of the KV cache (0: 1 GiB, on a GPU what --gpu-memory-utilization leaves)")
+      ->excludes(tokens)
       ->check(at_least(0))
       ->capture_default_str();
   app.add_option("--gpu-memory-utilization", gpu_memory_utilization,

@@ -109,7 +109,7 @@ void run(const Options& options) {
   for (const auto& [name, weights] : {std::pair{"bf16", &bf16}, {"fp8", &fp8}})
     fmt::print("  {:<10} {:>8.3f} GiB {:>28}\n", name, gib(static_cast<double>(weights->bytes())),
                fit(*weights));
-  fmt::print("\n  (of {:.1f} GiB of memory{})\n", gib(memory),
+  fmt::print("\n  (of {:.4g} GiB of memory{})\n", gib(memory),
              options.memory_gib > 0 ? "" : ", all that this machine has");
 }
 

@@ -176,7 +176,11 @@ LineWriter::LineWriter(const std::string& path) : path_(path) {
   if (fs::exists(status) && !fs::is_regular_file(status)) {
     fd_ = open(path.c_str(), O_WRONLY | O_CLOEXEC);
   } else {
-    if (fs::exists(status)) path_ = fs::canonical(path, error).string();  // a link stays one
+    // A link stays one, whether or not there is a file behind it yet.
+    if (fs::exists(status))
+      path_ = fs::canonical(path, error).string();
+    else if (fs::is_symlink(fs::symlink_status(path, error)))
+      path_ = (fs::path(path).parent_path() / fs::read_symlink(path, error)).string();
     temporary_ = fmt::format("{}.tmp.{}", path_, getpid());
     fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     // A file that is replaced keeps its permissions.

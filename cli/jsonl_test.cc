@@ -209,6 +209,16 @@ TEST(LineWriter, AFileBehindALinkIsReplacedAndTheLinkStays) {
   EXPECT_TRUE(std::filesystem::is_symlink(folder.file("link")));
 }
 
+TEST(LineWriter, ALinkToNoFileYetMakesTheFile) {
+  const TestFolder folder;
+  std::filesystem::create_symlink("out", folder.file("link"));
+  LineWriter writer(folder.file("link"));
+  writer.write("new");
+  writer.finish();
+  EXPECT_EQ(read_file(folder.file("out")), "new\n");
+  EXPECT_TRUE(std::filesystem::is_symlink(folder.file("link")));
+}
+
 TEST(LineWriter, FullDiskLeavesNothing) {
   const TestFolder folder;
   const std::string path = folder.file("out");

@@ -9,6 +9,7 @@
 #include "cli/jsonl.h"
 #include "cli/progress.h"
 #include "cli/session.h"
+#include "octavo/base/error.h"
 
 namespace octavo {
 namespace {
@@ -46,13 +47,17 @@ void run(const Options& options) {
     for (std::size_t i = begin; i < end; ++i) sequences.push_back(lines[i].prompt_ids);
     const auto logprobs = session.engine->score(sequences, throw_if_interrupted);
     for (std::size_t i = begin; i < end; ++i) {
-      auto values = nlohmann::ordered_json::array();
-      for (const float value : logprobs[i - begin]) {
-        values.push_back(std::isnan(value) ? nlohmann::ordered_json() : nlohmann::ordered_json(value));
-        if (!std::isnan(value)) {
-          sum += value;
-          ++scored;
-        }
+      auto values = nlohmann::ordered_json::array({nullptr});  // the first token follows nothing
+      for (std::size_t t = 1; t < logprobs[i - begin].size(); ++t) {
+        const float value = logprobs[i - begin][t];
+        if (std::isnan(value))
+          fail(
+              "{}: token {} has no log-probability: the model computes values that are not finite (octavo "
+              "inspect --check-values looks for them in its weights)",
+              lines[i].where, t);
+        values.push_back(value);
+        sum += value;
+        ++scored;
       }
       writer.write(dump_line({{"id", lines[i].id}, {"logprobs", values}}));
       done += static_cast<std::int64_t>(lines[i].prompt_ids.size());

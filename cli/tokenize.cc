@@ -58,11 +58,15 @@ void add_tokenize(CLI::App& app) {
   command->add_option("--model", options->folder, "Folder with tokenizer.json")->required()->type_name("DIR");
   command->add_option("--input", options->input, "Input lines (-: standard input)")->type_name("FILE");
   command->add_option("--out", options->out, "Write here instead of standard output")->type_name("FILE");
-  command->add_flag("--decode", options->decode, "From ids to text");
-  command->add_flag("--add-special-tokens", options->add_special_tokens,
-                    "As the model's template does (BOS, say)");
-  command->add_flag("--skip-special-tokens", options->skip_special_tokens,
-                    "Leave special tokens out when decoding");
+  CLI::Option* const decode = command->add_flag("--decode", options->decode, "From ids to text");
+  command
+      ->add_flag("--add-special-tokens", options->add_special_tokens,
+                 "As the model's template does (BOS, say)")
+      ->excludes(decode);
+  command
+      ->add_flag("--skip-special-tokens", options->skip_special_tokens,
+                 "Leave special tokens out when decoding")
+      ->needs(decode);
   command->callback([options] { run(*options); });
 }
 

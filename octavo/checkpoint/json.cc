@@ -67,8 +67,14 @@ std::string read_file(const std::string& path) {
 
 std::string printable(std::string_view text) {
   const std::string quoted = printable_json(text);
-  // The quotes go, whether or not the closing one was cut off.
-  return quoted.ends_with('"') ? quoted.substr(1, quoted.size() - 2) : quoted.substr(1);
+  // The quotes around it go, whether or not the closing one was cut off, and those inside need no mark.
+  std::string plain = quoted.substr(1, quoted.size() - (quoted.ends_with('"') ? 2 : 1));
+  for (std::size_t at = 0; (at = plain.find('\\', at)) != std::string::npos; ++at)
+    if (plain.compare(at, 2, "\\\"") == 0)
+      plain.erase(at, 1);
+    else
+      ++at;
+  return plain;
 }
 
 std::string printable_json(const nlohmann::json& value) {

@@ -36,8 +36,8 @@ Limits::Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tok
   if (options.kv_tokens < 0) fail("kv_tokens is {}; it must be >= 0", options.kv_tokens);
   if (options.max_context < 0) fail("max_context is {}; it must be >= 0", options.max_context);
   if (options.max_context > spec.max_position_embeddings)
-    fail("max_context is {}, but the model's max_position_embeddings is {}", options.max_context,
-         spec.max_position_embeddings);
+    fail("max_context is {} (prompt and output together), but the model's max_position_embeddings is {}",
+         options.max_context, spec.max_position_embeddings);
   max_context_ = options.max_context > 0 ? options.max_context : spec.max_position_embeddings;
 
   geometry_ = {.num_blocks = 0, .num_kv_heads = spec.num_kv_heads, .head_dim = spec.head_dim};
