@@ -27,6 +27,9 @@ struct GemmTask {
   bf16* y;  // or, for bf16 weights only, y_f32
   float* y_f32;
   std::int64_t y_stride;
+  // silu(gate) · up instead of y, of gate's rows; E4M3, null where not wanted.
+  std::uint8_t* gated;
+  float* gated_scales;
   int tokens;     // M
   int token_box;  // tokens that one copy brings: a block's share of a tile, or of all there are
   int out;        // N
@@ -34,10 +37,6 @@ struct GemmTask {
   // the rest are up_offset rows further down than if they followed, too.
   int part_rows;
   int up_offset;
-  // silu(gate) · up instead of y, of gate's rows; E4M3, null where not wanted.
-  std::uint8_t* gated;
-  float* gated_scales;
-  bool gated_pow2;
   int steps;       // of 128 bytes of a row
   int stages;      // of a tile: steps / the plan's steps(), rounded up
   int rows;        // of a tile
@@ -46,6 +45,7 @@ struct GemmTask {
   int cluster;  // blocks of neighbouring rows that share tokens: 1, or (tall) up to kMaxCluster
   int weight_stages;
   int token_stages;
+  bool gated_pow2;
 };
 
 struct E4M3;
