@@ -181,7 +181,7 @@ void chain(Bench& bench) {
 
 // Every tall kernel, alone and in clusters, and the narrow ones.
 void tune(Bench& bench, std::vector<std::int64_t> tokens) {
-  if (tokens.empty()) tokens = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 8192};
+  if (tokens.empty()) tokens = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
   fmt::print("| M | layer | tile, cluster | us |\n|---|---|---|---|\n");
   for (const std::int64_t m : tokens)
     for (const Layer& layer : kLayers) {
@@ -192,11 +192,9 @@ void tune(Bench& bench, std::vector<std::int64_t> tokens) {
       };
       if (m <= 16) row(cuda::plan_narrow_gemm(layer.out, m));
       for (const cuda::TallKernel& kernel : cuda::kTallKernels)
-        for (int cluster = 1; cluster <= (m >= 1024 ? cuda::kMaxCluster : 1); ++cluster) {
-          if (kernel.tokens > std::max<std::int64_t>(m, 64)) continue;
-          if (m >= 512 && kernel.rows < 112) continue;
-          row(cuda::tall_plan(kernel, cluster));
-        }
+        if (kernel.tokens <= std::max<std::int64_t>(m, 64) && (m < 512 || kernel.rows >= 112))
+          for (int cluster = 1; cluster <= (m >= 1024 ? cuda::kMaxCluster : 1); ++cluster)
+            row(cuda::tall_plan(kernel, cluster));
     }
 }
 

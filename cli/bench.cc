@@ -200,7 +200,7 @@ void run(Options options) {
   }
 }
 
-void add_rollout_bench_flags(CLI::App& app, RolloutBench& bench) {
+CLI::Option* add_rollout_bench_flags(CLI::App& app, RolloutBench& bench) {
   CLI::Option* const sequences =
       app.add_option("--sequences", bench.sequences,
                      "Measure rollouts of so many sequences at once (1,16,64), and nothing else")
@@ -214,6 +214,7 @@ void add_rollout_bench_flags(CLI::App& app, RolloutBench& bench) {
       ->needs(sequences)
       ->check(at_least(1))
       ->capture_default_str();
+  return sequences;
 }
 
 }  // namespace
@@ -229,21 +230,26 @@ void add_bench(CLI::App& app) {
   command->add_option("--shape", options->model.shape, "A model of this shape instead of --model")
       ->check(CLI::IsMember({"llama-3.1-8b", "smollm2-135m"}));
   command->add_flag("--random-weights", options->random_weights, "Weights for --shape");
-  add_rollout_bench_flags(*command, options->rollout);
+  CLI::Option* const sequences = add_rollout_bench_flags(*command, options->rollout);
   command->add_option("--prompt-tokens", options->prompt, "Prompt of the prefill measurement")
+      ->excludes(sequences)
       ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--context", options->context, "Prompt of each decoding sequence")
+      ->excludes(sequences)
       ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--tokens", options->tokens, "Tokens decoded by each sequence")
+      ->excludes(sequences)
       ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--batch", options->batches, "Numbers of sequences decoded together (1,8,32)")
       ->delimiter(',')
+      ->excludes(sequences)
       ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--repeat", options->repeat, "Runs of each measurement")
+      ->excludes(sequences)
       ->check(at_least(1))
       ->capture_default_str();
   command->add_flag("--json", options->json, "One line of JSON");

@@ -90,6 +90,8 @@ void ModelFlags::add_to(CLI::App& app) {
 }
 
 WeightOptions ModelFlags::weight_options() const {
+  if (!use_deep_gemm && device != "cuda")
+    fail("--no-use-deep-gemm chooses between the GPU's kernels; leave it out or add --device cuda");
   if (precision == "bf16" &&
       (pow2_weights || pow2_activations || bf16_first > 0 || bf16_last > 0 || !ignored.empty()))
     fail(
@@ -136,6 +138,8 @@ void EngineFlags::add_to(CLI::App& app) {
 EngineOptions EngineFlags::options(const std::string& device) const {
   const bool gpu = device == "cuda";
   EngineOptions options;
+  if (!gpu && gpu_memory_utilization != options.gpu_memory_utilization)
+    fail("--gpu-memory-utilization is the GPU's; leave it out or add --device cuda");
   options.max_sequences = max_sequences > 0 ? max_sequences : gpu ? 256 : 64;
   options.max_batch_tokens = std::max(max_batch_tokens > 0 ? max_batch_tokens
                                       : gpu                ? 8192

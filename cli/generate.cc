@@ -9,6 +9,7 @@
 #include "cli/progress.h"
 #include "cli/session.h"
 #include "octavo/base/error.h"
+#include "octavo/text/unicode.h"
 
 namespace octavo {
 namespace {
@@ -67,6 +68,8 @@ void run(const Options& options) {
   for (const PromptLine& prompt : prompts) needs_tokenizer = needs_tokenizer || !prompt.has_ids;
   if (!options.out.empty() && options.json)
     fail("--json writes to standard output and --out to a file; give one of them");
+  for (const std::string& text : options.sampling.stop) require_utf8(text, "--stop");
+  for (const std::string& text : options.sampling.bad_words) require_utf8(text, "--bad-word");
   refuse_same_file(options.out, options.prompts_file, "--prompts");
   LineWriter writer(options.out);  // before the model, so that a path that cannot be written fails at once
   Session session(options.model, options.engine.options(options.model.device), needs_tokenizer);

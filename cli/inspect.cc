@@ -56,8 +56,10 @@ void run(const Options& options) {
   // Weights reserves address space only; nothing is touched, so both formats cost nothing to lay out.
   const Weights bf16(spec, {.precision = Precision::kBF16});
   const Weights fp8(spec, {.precision = Precision::kFP8});
-  check_tensors(checkpoint, bf16);
-  if (options.values) check_values(spec, checkpoint);
+  at_place(options.folder, [&] {
+    check_tensors(checkpoint, bf16);
+    if (options.values) check_values(spec, checkpoint);
+  });
   std::int64_t parameters = 0;
   for (const WeightEntry& entry : bf16.table()) parameters += checkpoint.find(entry.name)->elements();
   constexpr double kMostGib = 1e9;

@@ -26,6 +26,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kFlushBytes = std::size_t{64} << 10;
+constexpr std::size_t kLongestLine = std::size_t{64} << 20;
 
 std::vector<std::int32_t> ids_of(const json& value, const std::string& where, const std::string& what) {
   if (!value.is_array()) fail("{}: {} must be a list of token ids", where, what);
@@ -119,13 +120,19 @@ std::string read_all(const std::string& path, const std::string& name) {
   if (fd < 0) failed();
   std::string text;
   constexpr std::size_t kPiece = std::size_t{1} << 20;
+  std::size_t line = 0;  // where the last one begins
   for (;;) {
     const std::size_t size = text.size();
     text.resize(size + kPiece);
     const ssize_t got = ::read(fd, text.data() + size, kPiece);
     text.resize(size + static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
     if (got == 0) break;
-    if (got > 0) continue;
+    if (got > 0) {
+      if (const std::size_t end = text.rfind('\n'); end != std::string::npos && end >= size) line = end + 1;
+      if (text.size() - line > kLongestLine)
+        fail("'{}' has a line of more than {} MiB; are these lines of JSON?", name, kLongestLine >> 20);
+      continue;
+    }
     if (errno == EINTR) {
       throw_if_interrupted();
       continue;

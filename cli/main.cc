@@ -69,6 +69,9 @@ int main(int argc, char** argv) {
   } catch (const octavo::Error& error) {
     fmt::print(stderr, "octavo: {}\n", error.what());
     return 2;
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "octavo: out of memory; give it less to do at once or a machine with more\n");
+    return 1;
   } catch (const std::exception& error) {
     fmt::print(stderr, "octavo: {}\n", error.what());
     return 1;

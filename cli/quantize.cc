@@ -35,6 +35,24 @@ std::string layer_of(const std::string& name) {
   return name.substr(0, name.find('.', kPrefix.size()));
 }
 
+[[noreturn]] void fail_not_finite(const std::string& name, std::int64_t at, std::int64_t cols) {
+  fail("tensor '{}' holds a value that is not finite at [{}, {}]; mend the weights before quantizing them",
+       name, at / cols, at % cols);
+}
+
+// Of a tensor that is kept as it is: an engine would refuse to load it.
+void refuse_not_finite(const std::string& name, const TensorView& tensor, ThreadPool& pool) {
+  constexpr std::int64_t kRows = 1024;  // looked at together
+  std::vector<bf16> rounded(static_cast<std::size_t>(std::min(tensor.rows(), kRows) * tensor.cols()));
+  for (std::int64_t row = 0; row < tensor.rows(); row += kRows) {
+    TensorView piece = tensor;
+    piece.data = tensor.row(row);
+    piece.shape = {std::min(kRows, tensor.rows() - row), tensor.cols()};
+    if (const auto bad = store_bf16(piece, CodeLayout::kRowMajor, rounded.data(), pool))
+      fail_not_finite(name, row * tensor.cols() + *bad, tensor.cols());
+  }
+}
+
 // Writes model.safetensors and returns the error sums of every quantized tensor, in the model's order.
 std::vector<std::pair<std::string, ErrorSums>> write_weights(const Checkpoint& checkpoint,
                                                              const Weights& weights, const fs::path& path) {
@@ -63,16 +81,13 @@ std::vector<std::pair<std::string, ErrorSums>> write_weights(const Checkpoint& c
       std::vector<float> scales(static_cast<std::size_t>(blocks_of(rows) * blocks_of(cols)));
       const auto bad = quantize_weight(tensor, weights.options().scaling, CodeLayout::kRowMajor, codes.data(),
                                        scales.data(), blocks_of(cols), pool);
-      if (bad)
-        fail(
-            "tensor '{}' holds a value that is not finite at [{}, {}]; mend the weights before quantizing "
-            "them",
-            entry.name, *bad / cols, *bad % cols);
+      if (bad) fail_not_finite(entry.name, *bad, cols);
       errors.emplace_back(entry.name, measure_error(tensor, CodeLayout::kRowMajor, codes.data(),
                                                     scales.data(), blocks_of(cols)));
       writer.write(entry.name, codes.data(), codes.size());
       writer.write(entry.name + "_scale_inv", scales.data(), scales.size() * sizeof(float));
     } else {
+      refuse_not_finite(entry.name, tensor, pool);
       writer.write(entry.name, tensor.data, static_cast<std::size_t>(tensor.bytes()));
     }
     checkpoint.drop_pages(tensor);
@@ -155,7 +170,7 @@ void run(const Options& options) {
                    [](const WeightEntry& entry) { return entry.fp8(); }))
     fail("nothing is left to quantize: --bf16-first, --bf16-last and --ignore keep every layer in bf16");
   const Checkpoint checkpoint(options.model.folder);
-  check_tensors(checkpoint, weights);
+  at_place(options.model.folder, [&] { check_tensors(checkpoint, weights); });
 
   if (options.out.empty()) fail("--out is empty; name a folder");
   fs::path out = fs::absolute(options.out).lexically_normal();

@@ -72,7 +72,11 @@ TEST(CpuFeatures, NamesGoBothWays) {
   EXPECT_THROW(isa_from_name("mmx"), Error);
 }
 
-TEST(TensorView, ShapeStringIsReadable) { EXPECT_EQ(shape_string({576, 1536}), "[576, 1536]"); }
+TEST(TensorView, ShapeStringIsReadable) {
+  EXPECT_EQ(shape_string({576, 1536}), "[576, 1536]");
+  EXPECT_EQ(shape_string(std::vector<std::int64_t>(100000, 1)),
+            "[1, 1, 1, 1, 1, 1, 1, 1, ... 100000 dimensions]");
+}
 
 }  // namespace
 }  // namespace octavo

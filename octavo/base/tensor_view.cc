@@ -6,7 +6,10 @@
 namespace octavo {
 
 std::string shape_string(const std::vector<std::int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
+  constexpr std::size_t kMost = 8;  // dimensions in a message; a file may claim any number
+  if (shape.size() <= kMost) return fmt::format("[{}]", fmt::join(shape, ", "));
+  return fmt::format("[{}, ... {} dimensions]", fmt::join(shape.begin(), shape.begin() + kMost, ", "),
+                     shape.size());
 }
 
 }  // namespace octavo

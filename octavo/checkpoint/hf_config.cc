@@ -329,7 +329,8 @@ ModelSpec parse_hf_config(std::string_view text, const std::string& where,
   config.refuse_unknown(kIrrelevant);
 
   if (generation_config_json) {
-    const std::string generation_where = where + " (generation_config.json)";
+    const std::string generation_where =
+        (std::filesystem::path(where).parent_path() / "generation_config.json").string();
     const json generation = parse_json(*generation_config_json, generation_where);
     if (!generation.is_object()) fail("{}: must be a JSON object", generation_where);
     ConfigReader reader(generation, generation_where);

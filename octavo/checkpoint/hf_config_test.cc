@@ -419,10 +419,9 @@ TEST(HfConfig, GenerationConfigDecidesTheEnd) {
   const auto generation_error = [&](const char* generation) {
     return message_of<Error>([&] { eos(generation); });
   };
-  EXPECT_EQ(generation_error("[]"), "c.json (generation_config.json): must be a JSON object");
-  EXPECT_EQ(
-      generation_error(R"({"eos_token_id":"a"})"),
-      "c.json (generation_config.json): 'eos_token_id' must be an integer from 0 to 16777216, but is \"a\"");
+  EXPECT_EQ(generation_error("[]"), "generation_config.json: must be a JSON object");
+  EXPECT_EQ(generation_error(R"({"eos_token_id":"a"})"),
+            "generation_config.json: 'eos_token_id' must be an integer from 0 to 16777216, but is \"a\"");
 }
 
 TEST(HfConfig, LoadsFolders) {

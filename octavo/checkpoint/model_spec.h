@@ -51,7 +51,8 @@ struct ModelSpec {
   bool fp8_pow2_scales = false;  // scale_fmt "ue8m0": scales of weights and activations are powers of two
 };
 
-// Reads a config.json and, if given, a generation_config.json, whose end-of-sequence ids take precedence.
+// Reads a config.json and, if given, the generation_config.json beside it, whose end-of-sequence ids take
+// precedence.
 // `where` names the source in messages. Throws Error for a key that is missing, unknown, malformed or set to
 // something that Octavo does not compute, naming it.
 ModelSpec parse_hf_config(std::string_view json, const std::string& where,

@@ -178,7 +178,7 @@ struct TallMultiplier {
 
   // The matrices of a stage, as wgmma is told of them: this warpgroup's tokens and rows of the first step.
   struct Operands {
-    std::uint32_t tokens, rows;  // the part that differs
+    std::uint32_t tokens, rows;  // the low half of the descriptor (matrix_descriptor_of)
   };
 
   const GemmTask& task;

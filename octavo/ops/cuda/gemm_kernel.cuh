@@ -1,7 +1,7 @@
 // The GEMM of linear layers, warp-specialized and persistent. In a block of threads
 //   - one warp streams weights into a ring of shared memory, and does not wait for the kernel ahead: the
 //     weights of this kernel travel while that one ends (programmatic dependent launch);
-//   - one warp waits for the kernel ahead, then streams the tokens, shared by the blocks of a cluster;
+//   - one warp waits for the kernel ahead, then streams the tokens;
 //   - for FP8, one warp brings the tokens' scales;
 //   - 1, 2 or 4 warpgroups multiply: weights on the 64-row side of wgmma, tokens on the other. For FP8 the
 //     tensor cores sum one block of 128 columns; then its sum, times both scales, is added to the result in

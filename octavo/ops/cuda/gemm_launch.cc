@@ -76,6 +76,7 @@ void check_operands(const GemmOperands& g) {
 
 GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   assert(std::min(plan.weight_stages, plan.token_stages) >= kMinStages);
+  assert(plan.tall || plan.cluster == 1);
   GemmTask task{};
   task.part_rows = plan.part_rows();
   task.up_offset = plan.gated ? static_cast<int>(g.out) / 2 - task.part_rows : 0;

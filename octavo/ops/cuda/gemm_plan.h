@@ -66,8 +66,8 @@ struct GemmPlan {
 };
 
 inline constexpr int kMaxCluster = 2;
-// The tall kernels there are, the smallest tiles first, and what a step of 128 columns takes, in nanoseconds,
-// on an H200 whose multiprocessors all run it (`gemm_gpu_bench tune`).
+// The tall kernels there are, by tokens and then rows of a tile, and what a step of 128 columns takes, in
+// nanoseconds, on an H200 whose multiprocessors all run it (`gemm_gpu_bench tune`).
 struct TallKernel {
   int tokens, rows, groups, per_group;
   double step_ns;

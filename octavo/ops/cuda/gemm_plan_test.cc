@@ -35,8 +35,8 @@ void expect_valid(const GemmPlan& p, std::int64_t out, std::int64_t in, std::int
   EXPECT_LE(p.cluster, p.tall ? kMaxCluster : 1);
   EXPECT_GE(p.weight_stages, kMinStages);
   EXPECT_GE(p.token_stages, kMinStages);
-  EXPECT_LE(p.weight_stages, 48);
-  EXPECT_LE(p.token_stages, 48);
+  EXPECT_LE(p.weight_stages, kMaxStages);
+  EXPECT_LE(p.token_stages, kMaxStages);
   EXPECT_LE(p.shared_bytes(), kMaxSharedBytes);
   EXPECT_GE(p.row_tiles(out) * p.rows, out);
   EXPECT_GE(p.token_tiles(m) * p.tokens, m);
@@ -69,6 +69,13 @@ TEST(GemmPlan, StreamsWeightsOnAtLeastHalfOfTheMultiprocessorsInWholeRounds) {
         EXPECT_GE(tiles, rounds * 128) << out << " " << m;
       }
     }
+}
+
+TEST(GemmPlan, OnlyPromptsArePaired) {
+  for (const auto& [out, in] : {std::pair{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}}) {
+    for (const int m : {1, 17, 256, 1024}) EXPECT_EQ(plan_fp8_gemm(out, in, m).cluster, 1) << out << " " << m;
+    EXPECT_EQ(plan_fp8_gemm(out, in, 8192).cluster, 2) << out;
+  }
 }
 
 TEST(GemmPlan, RowsOfATileDoNotDependOnFewTokens) {

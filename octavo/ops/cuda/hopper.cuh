@@ -158,12 +158,13 @@ __device__ inline void copy_box_to_cluster(std::uint32_t to, const CUtensorMap& 
 
 // --- wgmma.
 
-// Rows of 128 bytes, 128-byte swizzle, groups of eight rows 1024 bytes apart: what copy_box lays down. A
-// matrix's descriptor is that of its first 16 bytes, given in sixteens.
-__device__ inline std::uint64_t matrix_descriptor_of(std::uint32_t place) {
+// Rows of 128 bytes, 128-byte swizzle, groups of eight rows 1024 bytes apart: what copy_box lays down. `low`
+// is the half of the descriptor that differs from matrix to matrix: in its lowest bits the address, in
+// sixteens.
+__device__ inline std::uint64_t matrix_descriptor_of(std::uint32_t low) {
   constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
   constexpr std::uint64_t kGroupStride = std::uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kGroupStride | place;
+  return kSwizzle128 | kGroupStride | low;
 }
 // Where the rows run along the sum (transposed), the next 64 columns are `columns_apart` bytes further on.
 __device__ inline std::uint64_t matrix_descriptor(std::uint32_t address, std::uint32_t columns_apart = 16) {
