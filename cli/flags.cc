@@ -96,8 +96,7 @@ WeightOptions ModelFlags::weight_options() const {
       (pow2_weights || pow2_activations || bf16_first > 0 || bf16_last > 0 || !ignored.empty()))
     fail(
         "--pow2-weights, --pow2-activations, --bf16-first, --bf16-last and --ignore say how FP8 is done; "
-        "leave "
-        "them out with --precision bf16");
+        "leave them out with --precision bf16");
   WeightOptions options;
   options.precision = precision == "bf16" ? Precision::kBF16 : Precision::kFP8;
   options.scaling.pow2 = pow2_weights;

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <string_view>
 #include <utility>
 
 #include "cli/interrupt.h"
@@ -128,7 +129,8 @@ std::string read_all(const std::string& path, const std::string& name) {
     text.resize(size + static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
     if (got == 0) break;
     if (got > 0) {
-      if (const std::size_t end = text.rfind('\n'); end != std::string::npos && end >= size) line = end + 1;
+      const std::size_t end = std::string_view(text).substr(size).rfind('\n');
+      if (end != std::string_view::npos) line = size + end + 1;
       if (text.size() - line > kLongestLine)
         fail("'{}' has a line of more than {} MiB; are these lines of JSON?", name, kLongestLine >> 20);
       continue;

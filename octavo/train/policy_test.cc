@@ -218,25 +218,29 @@ TEST_P(TinyPolicy, GradientIsAutograds) {
 }
 
 // Straight through: rounding and quantization change the gradient by about as much as they change the
-// activations, and lose no part of it.
+// activations, and lose no part of it. In FP8 that is the mean over several draws: one alone has been seen at
+// 0.975.
 TEST_P(TinyPolicy, GradientPassesStraightThroughRounding) {
+  constexpr int kDraws = 8;
   const PackedBatch batch = pack(Groups(ids_).sequences, at::kCPU);
-  const at::Tensor gradient = random_gradient(batch.logit_rows.size(0));
-  const auto gradients = [&](const PolicyOptions& options) {
-    const auto policy = make_policy(options);
-    PolicyTape tape;
-    policy->logprobs(batch, &tape);
-    policy->backward(batch, tape, gradient);
-    return policy->gradients().clone();
-  };
-  const at::Tensor exact = gradients({.bf16 = false});
-  const auto cosine = [&](const at::Tensor& g) {
-    return (g * exact).sum().item<double>() / (g.norm().item<double>() * exact.norm().item<double>());
-  };
-  EXPECT_GE(cosine(gradients({})), 0.999);
-  // An FP8 product is off by 0.037 of its norm. Two layers' fourteen, forward and back, are by sqrt(28) times
-  // that where none goes with another: 0.2, a cosine of 0.98. Random gradients were seen at 0.975.
-  EXPECT_GE(cosine(gradients({.weights = {}})), 0.95);
+  double fp8 = 0;
+  for (int draw = 0; draw < kDraws; ++draw) {
+    const at::Tensor gradient = random_gradient(batch.logit_rows.size(0));
+    const auto gradients = [&](const PolicyOptions& options) {
+      const auto policy = make_policy(options);
+      PolicyTape tape;
+      policy->logprobs(batch, &tape);
+      policy->backward(batch, tape, gradient);
+      return policy->gradients().clone();
+    };
+    const at::Tensor exact = gradients({.bf16 = false});
+    const auto cosine = [&](const at::Tensor& g) {
+      return (g * exact).sum().item<double>() / (g.norm().item<double>() * exact.norm().item<double>());
+    };
+    EXPECT_GE(cosine(gradients({})), 0.999);
+    fp8 += cosine(gradients({.weights = {}})) / kDraws;
+  }
+  EXPECT_GE(fp8, 0.98);
 }
 
 TEST_P(TinyPolicy, SharedPromptsChangeNothing) {
