@@ -9,11 +9,13 @@
 #include <chrono>
 #include <cstdio>
 #include <functional>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "octavo/ops/cuda/fp8_chain.h"
 #include "octavo/ops/cuda/gemm_task.h"
 #include "octavo/quant/block_scaling.h"
 #include "octavo/quant/cuda/device.h"
@@ -138,6 +140,55 @@ class Bench {
            static_cast<double>(sets);
   }
 
+  // One kernel for the four, each of which waits for the one before.
+  double one_kernel_us(std::int64_t tokens) {
+    std::size_t set_bytes = 0;
+    for (const Layer& layer : kLayers) set_bytes += static_cast<std::size_t>(layer.out * layer.in);
+    const std::size_t sets = kPool / set_bytes;
+    return replay_us([&] {
+             std::size_t offset = 0;
+             for (std::size_t set = 0; set < sets; ++set) {
+               std::vector<cuda::ChainLink> links;
+               for (const Layer& layer : kLayers) {
+                 links.push_back(gemm(layer, tokens, offset));
+                 offset += static_cast<std::size_t>(layer.out * layer.in);
+               }
+               cuda::run_chain(links, tokens, state_.get(), stream_);
+             }
+           }) /
+           static_cast<double>(sets);
+  }
+  // What lies between two attentions, over as many sets of weights as there are.
+  double layer_us(std::int64_t tokens) {
+    std::size_t set_bytes = 0;
+    for (const Layer& layer : kLayers) set_bytes += static_cast<std::size_t>(layer.out * layer.in);
+    const std::size_t sets = kPool / set_bytes;
+    return replay_us([&] {
+             std::size_t offset = 0;
+             const auto next = [&](int i) {
+               const Layer& layer = kLayers[static_cast<std::size_t>(i)];
+               const Fp8Gemm g = gemm(layer, tokens, offset);
+               offset += static_cast<std::size_t>(layer.out * layer.in);
+               return g;
+             };
+             auto* const scratch = reinterpret_cast<std::byte*>(y_.data<bf16>()) + (y_.bytes() / 2);
+             const Activation gated{reinterpret_cast<bf16*>(scratch),
+                                    reinterpret_cast<float*>(scratch + (1 << 20)), 14336, false};
+             const Activation hidden{reinterpret_cast<bf16*>(scratch + (2 << 20)),
+                                     reinterpret_cast<float*>(scratch + (3 << 20)), 4096, false};
+             const cuda::NormLink norm{.residual = reinterpret_cast<float*>(scratch + (4 << 20)),
+                                       .weight = scales_.data<float>(),
+                                       .eps = 1e-5F,
+                                       .out = hidden};
+             for (std::size_t set = 0; set < sets; ++set) {
+               const std::vector<cuda::ChainLink> links = {next(1), norm, cuda::GatedLink{next(2), gated},
+                                                           next(3), norm, next(0)};
+               cuda::run_chain(links, tokens, state_.get(), stream_);
+             }
+           }) /
+           static_cast<double>(sets);
+  }
+
  private:
   void launch(const Fp8Gemm& g, const GemmPlan* plan) {
     if (plan == nullptr)
@@ -151,6 +202,7 @@ class Bench {
   DeviceBuffer x_{static_cast<std::size_t>(kMaxTokens * kMaxIn)};
   DeviceBuffer y_{static_cast<std::size_t>(kMaxTokens * kMaxOut) * sizeof(bf16)};
   DeviceBuffer scales_, scale_rows_;
+  std::unique_ptr<cuda::ChainState> state_ = cuda::ChainState::claim();
 };
 
 void table(Bench& bench) {
@@ -172,6 +224,11 @@ void table(Bench& bench) {
 }
 
 void chain(Bench& bench) {
+  fmt::print("| M | one kernel for the four, us | GB/s of weights | layer |\n|---|---|---|\n");
+  for (const std::int64_t m : {1, 4, 8, 12, 16}) {
+    const double us = bench.one_kernel_us(m);
+    fmt::print("| {} | {:.1f} | {:.0f} | {:.1f} |\n", m, us, 218.1e6 / us / 1e3, bench.layer_us(m));
+  }
   fmt::print("| M | chain of four, us | GB/s of weights |\n|---|---|---|\n");
   for (const std::int64_t m : {1, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256}) {
     const double us = bench.chain_us(m);

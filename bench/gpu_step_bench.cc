@@ -1,5 +1,6 @@
-// Where a step's time goes: the whole step as one captured graph, and graphs that leave one operation out.
-// What an operation costs in place, with the overlap of its neighbours, is the difference.
+// Where a step's time goes: the whole step as one captured graph, the same without operations that are
+// several in one ("as operations"), and graphs of those that leave one out. What an operation costs in place,
+// with the overlap of its neighbours, is the difference to the second.
 //
 //   gpu_step_bench [shape] [sequences | sequences x tokens …]      default: llama-3.1-8b 1 16 64 256
 //
@@ -41,6 +42,7 @@ class PartialOps final : public Ops {
  public:
   PartialOps(Ops& inner, const Model& model) : inner_(inner), model_(model) {}
   unsigned skipped = 0;
+  bool separate = false;  // every operation by itself, as where one is left out
 
   std::string name() const override { return inner_.name(); }
   void embed(const LinearWeight& w, std::span<const std::int32_t> ids, float* residual) override {
@@ -73,6 +75,10 @@ class PartialOps final : public Ops {
                     const Activation& out) override {
     if (keeps(kGateUp) && keeps(kSilu)) return inner_.gated_linear(x, tokens, gate_up, wide, out);
     Ops::gated_linear(x, tokens, gate_up, wide, out);
+  }
+  void between_attentions(const BetweenAttentions& between, std::int64_t tokens) override {
+    if (separate || skipped != 0) return Ops::between_attentions(between, tokens);
+    inner_.between_attentions(between, tokens);
   }
   void copy_kv_block(std::span<const KvLayer>, const KvGeometry&, std::int32_t, std::int32_t) override {}
 
@@ -165,6 +171,7 @@ void run(const std::string& shape, const std::vector<Step>& steps) {
   PartialOps partial(ops, model);
 
   constexpr std::pair<const char*, unsigned> kParts[] = {{"whole step", 0},
+                                                         {"as operations", 0},
                                                          {"embedding", kEmbed},
                                                          {"norm + quantize", kNorm},
                                                          {"q|k|v", kQkv},
@@ -203,11 +210,13 @@ void run(const std::string& shape, const std::vector<Step>& steps) {
                      /*plain=*/true, results.data<cuda::SampleResult>(), scratch.data<float>(), ops.stream());
     };
     partial.skipped = 0;
+    partial.separate = false;
     step();  // makes what is made at first use
     check(cudaStreamSynchronize(ops.stream()), "a step");
     table.emplace_back();
     for (const auto& [name, part] : kParts) {
       partial.skipped = part;
+      partial.separate = !table.back().empty();
       cudaGraph_t graph = nullptr;
       cudaGraphExec_t instance = nullptr;
       check(cudaStreamBeginCapture(ops.stream(), cudaStreamCaptureModeThreadLocal), "begin of a capture");
@@ -215,7 +224,7 @@ void run(const std::string& shape, const std::vector<Step>& steps) {
       check(cudaStreamEndCapture(ops.stream(), &graph), "end of a capture");
       check(cudaGraphInstantiate(&instance, graph, 0), "making of a graph");
       const double ms = median_ms(instance, ops.stream());
-      table.back().push_back(part == 0 ? ms : table.back().front() - ms);
+      table.back().push_back(part == 0 ? ms : table.back()[1] - ms);
       check(cudaGraphExecDestroy(instance), "end of a graph");
       check(cudaGraphDestroy(graph), "end of a graph");
     }

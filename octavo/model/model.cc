@@ -74,9 +74,10 @@ Model::Layout Model::lay_out(std::int64_t max_tokens, std::int64_t max_logit_row
   at.residual = place(max_tokens * spec_.hidden_size * 4);
   at.delta = place(max_tokens * delta * 2);
   at.wide = place(max_tokens * wide * 2);
-  at.activation = place(max_tokens * widest_input * 2);
+  const std::int64_t inputs = std::max(max_tokens, Activation::kLeastTokens);
+  at.activation = place(inputs * widest_input * 2);
   at.activation_scales = place(max_tokens * blocks_of(widest_input) * 4);
-  at.gated = place(max_tokens * gated * 2);
+  at.gated = place(inputs * gated * 2);
   at.gated_scales = place(max_tokens * blocks_of(gated) * 4);
   at.logits = place(max_logit_rows * logits_stride() * 4);
   return at;
@@ -94,14 +95,13 @@ const float* Model::compute(Ops& ops, const Batch& batch, std::span<const KvLaye
   const float eps = spec_.rms_norm_eps;
 
   ops.embed(weights_.embedding(), batch.token_ids, residual_);
-  const bf16* delta = nullptr;
-  std::int64_t delta_stride = 0;
   for (std::size_t i = 0; i < kv.size(); ++i) {
     const LayerWeights& layer = weights_.layers()[i];
-
-    const Activation attention_in = activation_for(layer.qkv);
-    ops.add_rms_norm(residual_, delta, delta_stride, tokens, layer.input_norm, eps, attention_in);
-    ops.linear(attention_in, tokens, layer.qkv, wide_);
+    if (i == 0) {
+      const Activation in = activation_for(layer.qkv);
+      ops.add_rms_norm(residual_, nullptr, 0, tokens, layer.input_norm, eps, in);
+      ops.linear(in, tokens, layer.qkv, wide_);
+    }
     const AttentionShape shape{.num_heads = spec_.num_heads,
                                .num_kv_heads = spec_.num_kv_heads,
                                .head_dim = spec_.head_dim,
@@ -110,23 +110,33 @@ const float* Model::compute(Ops& ops, const Batch& batch, std::span<const KvLaye
                                .v_begin = layer.qkv.parts[2].row_begin,
                                .qkv_cols = layer.qkv.out};
     ops.rope_and_store(wide_, batch, shape, layer.q_norm, layer.k_norm, eps, rope_, kv[i]);
-    const Activation attended = activation_for(layer.o);
-    ops.attention(wide_, batch, shape, kv[i], attended);
-    ops.linear(attended, tokens, layer.o, delta_);
-
-    const Activation mlp_in = activation_for(layer.gate_up);
-    ops.add_rms_norm(residual_, delta_, layer.o.out, tokens, layer.post_norm, eps, mlp_in);
-    Activation gated = activation_for(layer.down);
-    gated.data = gated_;
-    if (gated.scales != nullptr) gated.scales = gated_scales_;
-    ops.gated_linear(mlp_in, tokens, layer.gate_up, wide_, gated);
-    ops.linear(gated, tokens, layer.down, delta_);
-    delta = delta_;
-    delta_stride = layer.down.out;
+    BetweenAttentions between{.residual = residual_,
+                              .eps = eps,
+                              .delta = delta_,
+                              .o = &layer.o,
+                              .attended = activation_for(layer.o),
+                              .post_norm = layer.post_norm,
+                              .gate_up = &layer.gate_up,
+                              .mlp_in = activation_for(layer.gate_up),
+                              .wide = wide_,
+                              .down = &layer.down,
+                              .gated = activation_for(layer.down)};
+    between.gated.data = gated_;
+    if (between.gated.scales != nullptr) between.gated.scales = gated_scales_;
+    if (i + 1 < kv.size()) {
+      const LayerWeights& next = weights_.layers()[i + 1];
+      between.qkv = &next.qkv;
+      between.input_norm = next.input_norm;
+      between.attention_in = activation_for(next.qkv);
+    }
+    ops.attention(wide_, batch, shape, kv[i], between.attended);
+    ops.between_attentions(between, tokens);
   }
   if (logit_rows == 0) return nullptr;
 
   const Activation last = activation_for(weights_.lm_head());
+  const bf16* const delta = kv.empty() ? nullptr : delta_;
+  const std::int64_t delta_stride = kv.empty() ? 0 : weights_.layers().back().down.out;
   ops.add_rms_norm(residual_, delta, delta_stride, tokens, weights_.final_norm(), eps, last,
                    batch.logit_rows);
   ops.logits(last, logit_rows, weights_.lm_head(), logits_);

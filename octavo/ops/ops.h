@@ -47,6 +47,10 @@ struct LinearWeight {
 // The input of a linear layer. For an FP8 layer the values are E4M3 values, held as bf16 on the CPU (exact),
 // with one scale for each 1×128 group; the operation that makes the activation quantizes it on the way out.
 struct Activation {
+  // There is room for this many tokens, however few there are: kernels for few may read it, whatever is in
+  // it.
+  static constexpr std::int64_t kLeastTokens = 16;
+
   bf16* data = nullptr;     // [T, cols]
   float* scales = nullptr;  // [T, ceil(cols/128)]; null: plain bf16
   std::int64_t cols = 0;
@@ -105,6 +109,29 @@ struct AttentionShape {
   std::int64_t qkv_cols = 0;
 };
 
+// What lies between the attention of a layer and that of the next: o, the MLP, and the next layer's q|k|v,
+// with the norms before them. The linear layers' inputs are where their Activations say, results of o and
+// down in `delta` [T, o.out].
+struct BetweenAttentions {
+  float* residual = nullptr;
+  float eps = 0;
+  bf16* delta = nullptr;
+
+  const LinearWeight* o = nullptr;
+  Activation attended;
+  const float* post_norm = nullptr;
+  const LinearWeight* gate_up = nullptr;
+  Activation mlp_in;
+  bf16* wide = nullptr;  // [T, gate_up.out], and q|k|v's result
+  const LinearWeight* down = nullptr;
+  Activation gated;
+
+  // Null after the last layer, which leaves in delta what is still to be added to the residual.
+  const LinearWeight* qkv = nullptr;
+  const float* input_norm = nullptr;
+  Activation attention_in;
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -153,6 +180,16 @@ class Ops {
                             const Activation& out) {
     linear(x, tokens, gate_up, wide);
     silu_mul(wide, tokens, gate_up.out, gate_up.parts[1].row_begin, out);
+  }
+
+  virtual void between_attentions(const BetweenAttentions& b, std::int64_t tokens) {
+    linear(b.attended, tokens, *b.o, b.delta);
+    add_rms_norm(b.residual, b.delta, b.o->out, tokens, b.post_norm, b.eps, b.mlp_in);
+    gated_linear(b.mlp_in, tokens, *b.gate_up, b.wide, b.gated);
+    linear(b.gated, tokens, *b.down, b.delta);
+    if (b.qkv == nullptr) return;
+    add_rms_norm(b.residual, b.delta, b.down->out, tokens, b.input_norm, b.eps, b.attention_in);
+    linear(b.attention_in, tokens, *b.qkv, b.wide);
   }
 
   // Copies the keys and values of one block to another, in every layer given.

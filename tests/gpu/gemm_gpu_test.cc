@@ -10,6 +10,7 @@
 
 #include "octavo/base/error.h"
 #include "octavo/ops/cuda/cublaslt_gemm.h"
+#include "octavo/ops/cuda/fp8_chain.h"
 #include "octavo/ops/cuda/gemm_task.h"
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/quant/block_scaling.h"
@@ -302,6 +303,136 @@ TEST_F(GpuGemm, OverlappingLaunchesWaitForTheirInput) {
   for (const std::uint16_t bits : plain) ASSERT_TRUE(std::isfinite(to_float(bf16{bits})));
   for (int i = 0; i < 10; ++i) EXPECT_EQ(chain(true), plain);
   cudaStreamDestroy(stream);
+}
+
+// What a chain writes: a step's share of a layer after attention, and the next layer's q|k|v.
+struct ChainOutput {
+  DeviceBuffer delta;  // of the links as kernels of their own
+  DeviceBuffer residual, activation, activation_scales, gated, gated_scales, qkv;
+  bool operator==(const ChainOutput& other) const {
+    const auto equal = [](const DeviceBuffer& a, const DeviceBuffer& b) {
+      return to_host<std::uint8_t>(a) == to_host<std::uint8_t>(b);
+    };
+    return equal(residual, other.residual) && equal(activation, other.activation) &&
+           equal(activation_scales, other.activation_scales) && equal(gated, other.gated) &&
+           equal(gated_scales, other.gated_scales) && equal(qkv, other.qkv);
+  }
+};
+
+// The chain's bits are those of its links as kernels of their own; again and again, and with nothing left
+// behind that the next chain would stumble over.
+TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
+  const auto state = cuda::ChainState::claim();
+  ASSERT_NE(state, nullptr);
+  ASSERT_EQ(cuda::ChainState::claim(), nullptr);  // one at a time
+  cudaStream_t stream = nullptr;
+  cuda::check(cudaStreamCreate(&stream), "stream");
+  for (int round = 0; round < 16; ++round) {
+    const bool llama = round == 0;
+    const std::int64_t m = random_.in(1, cuda::kMaxChainTokens);
+    const std::int64_t hidden = llama ? 4096 : round == 1 ? 8192 : 16 * random_.in(1, 300);
+    const std::int64_t inter = llama ? 14336 : kBlock * random_.in(1, 40);
+    const std::int64_t heads = llama ? 4096 : 16 * random_.in(1, 200);
+    const std::int64_t qkv = llama ? 6144 : 16 * random_.in(1, 700);
+    SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " hidden " << hidden
+                                    << " inter " << inter << " heads " << heads << " qkv " << qkv);
+    Problem o(random_, cuda::kMaxChainTokens, hidden, heads, false);
+    o.m = m;
+    Problem gate_up(random_, m, 2 * inter, hidden, round % 3 == 0);
+    Problem down(random_, m, hidden, inter, false);
+    Problem next(random_, m, qkv, hidden, true);
+    // Scales that keep values in range.
+    for (Problem* of : {&o, &gate_up, &down, &next}) {
+      for (float& scale : of->weight_scales)
+        scale = std::exp2(random_.normal(1.0F)) / (60.0F * std::sqrt(static_cast<float>(of->k)));
+      of->device_weight_scales = to_device(of->weight_scales);
+    }
+    const auto residual = random_.floats(m * hidden);
+    const DeviceBuffer norms[2] = {to_device(random_.floats(hidden)), to_device(random_.floats(hidden))};
+    const auto make = [&] {
+      const auto poisoned = [](std::int64_t bytes) {
+        return to_device(std::vector<std::uint8_t>(static_cast<std::size_t>(bytes), 0xff));
+      };
+      return ChainOutput{poisoned(m * hidden * 2),
+                         to_device(residual),
+                         poisoned(cuda::kMaxChainTokens * hidden),
+                         poisoned(m * blocks_of(hidden) * 4),
+                         poisoned(cuda::kMaxChainTokens * inter),
+                         poisoned(m * inter / kBlock * 4),
+                         poisoned(m * qkv * 2)};
+    };
+    const auto links = [&](const ChainOutput& out) {
+      const auto layer = [](const Problem& of, const void* x, const float* x_scales, const DeviceBuffer* y) {
+        return cuda::Fp8Gemm{.tokens = of.m,
+                             .out = of.n,
+                             .in = of.k,
+                             .weight = of.device_weight.data<std::uint8_t>(),
+                             .weight_scales = of.device_weight_scales.data<float>(),
+                             .scale_rows = of.device_scale_rows.data<std::int32_t>(),
+                             .x = static_cast<const std::uint8_t*>(x),
+                             .x_scales = x_scales,
+                             .bias = of.bias.empty() ? nullptr : of.device_bias.data<float>(),
+                             .y = y == nullptr ? nullptr : y->data<bf16>(),
+                             .y_stride = of.n};
+      };
+      const Activation activation{out.activation.data<bf16>(), out.activation_scales.data<float>(), hidden,
+                                  round % 2 == 0};
+      const Activation gated{out.gated.data<bf16>(), out.gated_scales.data<float>(), inter, round % 2 == 1};
+      const auto norm = [&](int i) {
+        return cuda::NormLink{.residual = out.residual.data<float>(),
+                              .weight = norms[i].data<float>(),
+                              .eps = 1e-5F,
+                              .out = activation};
+      };
+      return std::vector<cuda::ChainLink>{
+          layer(o, o.device_x.data(), o.device_x_scales.data<float>(), &out.delta),
+          norm(0),
+          cuda::GatedLink{layer(gate_up, activation.data, activation.scales, nullptr), gated},
+          layer(down, gated.data, gated.scales, &out.delta),
+          norm(1),
+          layer(next, activation.data, activation.scales, &out.qkv)};
+    };
+    const ChainOutput want = make();
+    for (const cuda::ChainLink& link : links(want)) {
+      if (const auto* gemm = std::get_if<cuda::Fp8Gemm>(&link)) {
+        cuda::fp8_gemm(*gemm, stream);
+      } else if (const auto* of = std::get_if<cuda::GatedLink>(&link)) {
+        cuda::fp8_gemm_gated(of->gemm, of->gated, stream);
+      } else {
+        const auto& n = std::get<cuda::NormLink>(link);
+        cuda::add_rms_norm(n.residual, want.delta.data<bf16>(), hidden, m, n.weight, n.eps, n.out, nullptr,
+                           stream);
+      }
+    }
+    cuda::check(cudaStreamSynchronize(stream), "links");
+    std::vector<ChainOutput> got;
+    for (int i = 0; i < 6; ++i) {
+      got.push_back(make());
+      cuda::run_chain(links(got.back()), m, state.get(), stream);
+    }
+    cuda::check(cudaStreamSynchronize(stream), "chains");
+    for (const ChainOutput& one : got) ASSERT_TRUE(one == want);
+  }
+  cudaStreamDestroy(stream);
+}
+
+// One layer as a chain, against FP64 too.
+TEST_F(GpuGemm, AChainOfOneLayer) {
+  for (int round = 0; round < 40; ++round) {
+    const std::int64_t m = random_.in(1, cuda::kMaxChainTokens);
+    const std::int64_t n = 16 * random_.in(1, round % 4 == 0 ? 1200 : 60);
+    const std::int64_t k = 16 * random_.in(1, 90);
+    SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " N " << n << " K " << k);
+    Problem problem(random_, cuda::kMaxChainTokens, n, k, round % 3 == 0);
+    problem.m = m;
+    const auto y = problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) {
+      const cuda::ChainLink link = gemm;
+      cuda::run_chain({&link, 1}, m, nullptr, nullptr);
+    });
+    problem.expect_right(random_, y, 4000);
+    if (HasFatalFailure()) return;
+    EXPECT_TRUE(same(y.data(), problem.run(0, m).data(), m * problem.stride));
+  }
 }
 
 // cuBLASLt computes the same function, with sums of another order.

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cassert>
 #include <cstring>
+#include <vector>
 
 #include "octavo/base/error.h"
 #include "octavo/ops/cuda/bf16_gemm.h"
 #include "octavo/ops/cuda/gemm.h"
+#include "octavo/ops/cuda/gemm_plan.h"
 #include "octavo/ops/cuda/plain_linear.h"
 
 namespace octavo::cuda {
@@ -278,6 +280,32 @@ void CudaOps::gated_linear(const Activation& x, std::int64_t tokens, const Linea
     if (fp8_gemm_takes_gated(gemm, out)) return fp8_gemm_gated(gemm, out, stream_);
   }
   Ops::gated_linear(x, tokens, gate_up, wide, out);
+}
+
+bool CudaOps::takes_chain(const BetweenAttentions& b, std::int64_t tokens) const {
+  if (chain_state_ == nullptr || tokens > kMaxChainTokens || cublaslt_ != nullptr || b.o->out > kMaxChainNorm)
+    return false;
+  const auto fp8 = [](const LinearWeight* weight) {
+    return weight->precision == Precision::kFP8 && weight->in % 16 == 0;
+  };
+  return fp8(b.o) && fp8(b.gate_up) && fp8(b.down) && takes_gated(b.gate_up->out, tokens) &&
+         b.gated.cols * 2 == b.gate_up->out && b.mlp_in.cols == b.o->out &&
+         (b.qkv == nullptr || (fp8(b.qkv) && b.attention_in.cols == b.down->out));
+}
+
+void CudaOps::between_attentions(const BetweenAttentions& b, std::int64_t tokens) {
+  if (!takes_chain(b, tokens)) return Ops::between_attentions(b, tokens);
+  std::vector<ChainLink> links = {
+      fp8_layer(b.attended, tokens, *b.o, nullptr),
+      NormLink{.residual = b.residual, .weight = b.post_norm, .eps = b.eps, .out = b.mlp_in},
+      GatedLink{fp8_layer(b.mlp_in, tokens, *b.gate_up, nullptr), b.gated},
+      fp8_layer(b.gated, tokens, *b.down, b.delta)};
+  if (b.qkv != nullptr) {
+    links.emplace_back(
+        NormLink{.residual = b.residual, .weight = b.input_norm, .eps = b.eps, .out = b.attention_in});
+    links.emplace_back(fp8_layer(b.attention_in, tokens, *b.qkv, b.wide));
+  }
+  run_chain(links, tokens, chain_state_.get(), stream_);
 }
 
 void CudaOps::copy_kv_block(std::span<const KvLayer> layers, const KvGeometry& geometry, std::int32_t from,

@@ -11,6 +11,7 @@
 
 #include "octavo/ops/cuda/cublaslt_gemm.h"
 #include "octavo/ops/cuda/device_storage.h"
+#include "octavo/ops/cuda/fp8_chain.h"
 #include "octavo/ops/cuda/gemm.h"
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/ops/ops.h"
@@ -63,6 +64,7 @@ class CudaOps final : public Ops {
                 const Activation& out) override;
   void gated_linear(const Activation& x, std::int64_t tokens, const LinearWeight& gate_up, bf16* wide,
                     const Activation& out) override;
+  void between_attentions(const BetweenAttentions& between, std::int64_t tokens) override;
   void copy_kv_block(std::span<const KvLayer> layers, const KvGeometry& geometry, std::int32_t from,
                      std::int32_t to) override;
 
@@ -74,6 +76,7 @@ class CudaOps final : public Ops {
 
   const std::int32_t* scale_rows_of(const LinearWeight& weight);
   Fp8Gemm fp8_layer(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out);
+  bool takes_chain(const BetweenAttentions& between, std::int64_t tokens) const;
   void prepare_cublaslt(const LinearWeight& weight);
 
   std::string name_;
@@ -94,6 +97,7 @@ class CudaOps final : public Ops {
   std::unordered_map<const void*, DeviceBuffer> scale_rows_;  // by the weight's data
   std::unique_ptr<CublasLt> cublaslt_;                        // null: Octavo's kernels
   DeviceBuffer unquantized_;
+  std::unique_ptr<ChainState> chain_state_ = ChainState::claim();  // null: no chains
 };
 
 }  // namespace octavo::cuda

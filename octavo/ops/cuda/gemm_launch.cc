@@ -28,25 +28,6 @@ EncodeTiled encode_tiled() {
   return function;
 }
 
-// Boxes of `box_rows` rows × 128 bytes of a dense matrix.
-CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, std::int64_t cols,
-                       int box_rows) {
-  CUtensorMap map;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(cols * element_bytes)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kStepBytes / element_bytes),
-                             static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  const CUresult status = encode_tiled()(
-      &map, element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
-      const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS)
-    fail_system("tensor map of a [{}, {}] matrix in boxes of {} rows: CUDA driver error {}", rows, cols,
-                box_rows, static_cast<int>(status));
-  return map;
-}
-
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
 template <typename Element, int kTokens>
@@ -58,6 +39,39 @@ void launch_narrow(const GemmTask& task, const GemmPlan& plan, bool early, cudaS
 }
 
 }  // namespace
+
+namespace {
+
+template <std::size_t kDims>
+CUtensorMap encode(const void* data, int element_bytes, const cuuint64_t (&sizes)[kDims],
+                   const cuuint64_t (&strides)[kDims - 1], const cuuint32_t (&box)[kDims]) {
+  CUtensorMap map;
+  cuuint32_t steps[kDims];
+  std::fill_n(steps, kDims, 1);
+  const CUresult status = encode_tiled()(
+      &map, element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kDims,
+      const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS)
+    fail_system("tensor map of {} rows in boxes of {}: CUDA driver error {}", sizes[1], box[1],
+                static_cast<int>(status));
+  return map;
+}
+
+}  // namespace
+
+CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, std::int64_t cols,
+                       int box_rows) {
+  return encode<2>(data, element_bytes, {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)},
+                   {static_cast<cuuint64_t>(cols * element_bytes)},
+                   {static_cast<cuuint32_t>(kStepBytes / element_bytes), static_cast<cuuint32_t>(box_rows)});
+}
+CUtensorMap stage_map(const void* data, std::int64_t rows, std::int64_t cols, int box_rows, int box_steps) {
+  return encode<3>(data, 1,
+                   {kStepBytes, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(cols / kStepBytes)},
+                   {static_cast<cuuint64_t>(cols), kStepBytes},
+                   {kStepBytes, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(box_steps)});
+}
 
 void check_operands(const GemmOperands& g) {
   if (g.out <= 0 || g.out % 16 != 0 || g.in <= 0 || g.in * g.element_bytes % 16 != 0)

@@ -16,6 +16,12 @@ struct GemmOperands {
   std::int64_t y_stride;
 };
 
+// Boxes of `box_rows` rows × 128 bytes of a dense matrix [rows, cols].
+CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, std::int64_t cols,
+                       int box_rows);
+// Boxes of `box_steps` times box_rows rows × 128 bytes of an E4M3 matrix, cols a multiple of 128.
+CUtensorMap stage_map(const void* data, std::int64_t rows, std::int64_t cols, int box_rows, int box_steps);
+
 // Throws Error for sizes and alignments that the kernels cannot do.
 void check_operands(const GemmOperands& operands);
 

@@ -105,6 +105,10 @@ GemmPlan plan_narrow_gemm(std::int64_t out, std::int64_t m, int multiprocessors)
   return plan;
 }
 
+int chain_rows(std::int64_t out, int multiprocessors) {
+  return std::max(32, even_rows(out, 1, multiprocessors, 64));
+}
+
 GemmPlan plan_gated_gemm(std::int64_t m) {
   GemmPlan plan;
   plan.gated = true;

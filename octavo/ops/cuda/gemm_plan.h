@@ -94,6 +94,8 @@ GemmPlan plan_narrow_gemm(std::int64_t out, std::int64_t m, int multiprocessors 
 // Where takes_gated(out, m).
 constexpr bool takes_gated(std::int64_t out, std::int64_t m) { return out % 256 == 0 && m <= 16; }
 GemmPlan plan_gated_gemm(std::int64_t m);
+// Weight rows of a tile of a chain's linear layer (fp8_chain.h): 32, 48 or 64.
+int chain_rows(std::int64_t out, int multiprocessors = 132);
 GemmPlan plan_bf16_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
 
 }  // namespace octavo::cuda

@@ -78,6 +78,24 @@ TEST(GemmPlan, OnlyPromptsArePaired) {
   }
 }
 
+TEST(GemmPlan, AChainDealsRowsOutEvenly) {
+  EXPECT_EQ(chain_rows(4096), 32);
+  EXPECT_EQ(chain_rows(6144), 48);
+  EXPECT_EQ(chain_rows(576), 32);  // no less than half of what the matrix instruction takes
+  std::mt19937 engine(std::random_device{}());
+  for (int round = 0; round < 2000; ++round) {
+    const std::int64_t out = 16 * std::uniform_int_distribution<std::int64_t>(1, 4000)(engine);
+    const int rows = chain_rows(out);
+    ASSERT_TRUE(rows == 32 || rows == 48 || rows == 64) << out << " " << rows;
+    const std::int64_t tiles = (out + rows - 1) / rows;
+    const std::int64_t rounds = (tiles + 131) / 132;
+    // Tiles one step smaller would take another round.
+    if (rows > 32) {
+      ASSERT_GT((out + rows - 17) / (rows - 16), rounds * 132) << out;
+    }
+  }
+}
+
 TEST(GemmPlan, RowsOfATileDoNotDependOnFewTokens) {
   for (int m = 2; m <= 16; ++m)
     EXPECT_EQ(plan_fp8_gemm(6144, 4096, m).rows, plan_fp8_gemm(6144, 4096, 1).rows);

@@ -50,6 +50,10 @@ __device__ inline void publish_barriers() {
 __device__ inline void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// As so many arrivals.
+__device__ inline void arrive(std::uint32_t barrier, std::uint32_t times) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(times) : "memory");
+}
 // Where another block of the cluster has what lies at `address` in the caller's shared memory.
 __device__ inline std::uint32_t address_in_block(std::uint32_t address, std::uint32_t rank) {
   std::uint32_t there;
@@ -121,6 +125,22 @@ struct RingPlace {
   }
 };
 
+// --- What blocks of threads anywhere on the device tell each other.
+
+// What the threads of the block wrote, as far as the caller knows of it, is seen by whoever reads the count.
+__device__ inline void count_up(std::uint32_t* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+__device__ inline void wait_for_count(const std::uint32_t* counter, std::uint32_t count) {
+  std::uint32_t seen;
+  do
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  while (seen < count);
+}
+// Between plain accesses to memory and copies of the same: by the threads that wrote, before they say so, and
+// by the one that copies, once it knows.
+__device__ inline void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+
 // --- Copies.
 
 // Both addresses and the size are multiples of 16 bytes. Its bytes count at `barrier`.
@@ -146,7 +166,16 @@ __device__ inline void copy_box(std::uint32_t to, const CUtensorMap& map, int co
       "l"(&map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
-// The same to the same place in every block of the cluster that `mask` names.
+// The same of a map of three dimensions: (128 bytes of a row, row, which 128 bytes).
+__device__ inline void copy_boxes(std::uint32_t to, const CUtensorMap& map, int row, int step,
+                                  std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+      "[%5];" ::"r"(to),
+      "l"(&map), "r"(0), "r"(row), "r"(step), "r"(barrier)
+      : "memory");
+}
+// As copy_box() to the same place in every block of the cluster that `mask` names.
 __device__ inline void copy_box_to_cluster(std::uint32_t to, const CUtensorMap& map, int column, int row,
                                            std::uint32_t barrier, std::uint16_t mask) {
   asm volatile(

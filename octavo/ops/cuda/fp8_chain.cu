@@ -1,0 +1,683 @@
+// The kernel of a chain, persistent and warp-specialized. In a block of threads
+//   - one warp streams the weights of all links into a ring of shared memory and waits for nothing but room
+//     in it: they travel while links, and the kernel ahead (programmatic dependent launch), end;
+//   - one warp waits for the link ahead, then streams the tokens, another their scales;
+//   - of four warpgroups three multiply a linear tile's stages in turns, weights on the 64-row side of wgmma,
+//     and the fourth adds up what they leave, so that blocks are added in rising order though several are
+//     multiplied at a time. A gated tile's 256 rows are shared out among the four, each of which adds up its
+//     own. All of them together compute a norm.
+// The links' order is kept by counts in memory; what a norm adds is handed over without one (kNotYet), since
+// a release takes 2 us while weights are on their way.
+#include <type_traits>
+
+#include "octavo/ops/cuda/chain_task.h"
+#include "octavo/ops/cuda/gemm_rings.cuh"
+#include "octavo/ops/cuda/norm_row.cuh"
+#include "octavo/ops/cuda/silu.cuh"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr int kGroups = 4;
+constexpr int kComputeThreads = kGroups * 128;
+constexpr int kThreads = kComputeThreads + 128;
+constexpr int kReaders = kGroups * 4;  // warps
+// See GemmShape of gemm_kernel.cuh.
+constexpr int kComputeRegisters = 104;
+constexpr int kCopyRegisters = 64;
+constexpr int kScaleSteps = 32;  // of a stage of scales
+constexpr int kChainScaleStages = 4;
+constexpr int kMultipliers = 3;  // warpgroups that multiply a linear tile
+// Copies of weights under way at a time: as many as it takes to keep memory busy. More only stand in the way
+// of everything else that a multiprocessor reads, and of a release, which waits for them (5 to 10 us a
+// layer).
+constexpr int kStagesUnderWay = 3;
+constexpr int kGatedRows = 128;
+
+// A ring of kStages, of which the n-th stage since the beginning is asked for.
+template <int kStages, std::uint32_t kBytes>
+struct Ring {
+  static constexpr std::uint32_t kAllBytes = kStages * kBytes;
+  static constexpr std::uint32_t kBarrierBytes = kStages * 2 * 8;
+  std::uint32_t data, full, empty;  // shared addresses
+
+  // At the beginning of what is left of shared memory.
+  __device__ void place(std::uint32_t& data_left, std::uint32_t& barriers_left) {
+    data = data_left;
+    full = barriers_left;
+    empty = full + 8 * kStages;
+    data_left += kAllBytes;
+    barriers_left += kBarrierBytes;
+  }
+  __device__ static std::uint32_t parity(std::uint32_t n) { return n / kStages % 2; }
+  __device__ std::uint32_t stage(std::uint32_t n) const { return data + n % kStages * kBytes; }
+  __device__ std::uint32_t full_of(std::uint32_t n) const { return full + 8 * (n % kStages); }
+  __device__ std::uint32_t empty_of(std::uint32_t n) const { return empty + 8 * (n % kStages); }
+  __device__ void wait_empty(std::uint32_t n) const { wait(empty_of(n), parity(n) ^ 1); }
+  __device__ void wait_full(std::uint32_t n) const { wait(full_of(n), parity(n)); }
+  // By a reader that leaves some stages to others: that its own last was full does not mean that the one that
+  // had this place before is, and a parity cannot tell "not yet" from "not yet the one before". So it first
+  // waits until that one has been read.
+  __device__ void wait_full_among_others(std::uint32_t n) const {
+    wait_empty(n);
+    wait_full(n);
+  }
+  __device__ void init(std::uint32_t fillers) const {
+    for (int s = 0; s < kStages; ++s) {
+      init_barrier(full + 8 * s, fillers);
+      init_barrier(empty + 8 * s, kReaders);
+    }
+  }
+};
+
+// Shared memory. Of a linear tile, kMultipliers warpgroups multiply every kMultipliers-th stage and leave its
+// block sums here for the one that adds them.
+template <int kTokens>
+struct ChainMemory {
+  static constexpr std::uint32_t kTokenStep = kTokens * kStepBytes;
+  static constexpr int kWeightStages = chain_weight_stages(kTokens);
+  static constexpr int kTokenStages = chain_token_stages(kTokens);
+  // A stage's sums: of 32 rows kChainSpan steps, or of 64 rows half as many. A gated tile's results in bf16
+  // take the same room.
+  static constexpr std::uint32_t kBlockBytes = kChainSpan * 32 * kTokens * sizeof(float);
+  using Weights = Ring<kWeightStages, kChainWeightStage>;
+  using Tokens = Ring<kTokenStages, kTokenStep * kChainSpan>;
+  using Scales = Ring<kChainScaleStages, kTokens * kScaleSteps * sizeof(float)>;
+  using Blocks = Ring<kMultipliers, kBlockBytes>;
+  static constexpr std::uint32_t kData =
+      Weights::kAllBytes + Tokens::kAllBytes + Scales::kAllBytes + Blocks::kAllBytes;
+  static constexpr std::uint32_t kBarriers =
+      Weights::kBarrierBytes + Tokens::kBarrierBytes + Scales::kBarrierBytes + Blocks::kBarrierBytes;
+  static constexpr std::uint32_t kBytes = kData + kBarriers + kReaders * sizeof(float) + 1024;
+  static_assert(kBytes <= kMaxSharedBytes && 2 * kGatedRows * kTokens * sizeof(bf16) <= Blocks::kAllBytes);
+
+  Weights weights;
+  Tokens tokens;
+  Scales scales;
+  Blocks blocks;
+  float* of_warp;  // [kReaders], of norms
+
+  __device__ explicit ChainMemory(void* shared) {
+    std::uint32_t data = (shared_address(shared) + 1023) / 1024 * 1024;
+    std::uint32_t barriers = data + kData;
+    weights.place(data, barriers);
+    tokens.place(data, barriers);
+    scales.place(data, barriers);
+    blocks.place(data, barriers);
+    of_warp = generic<float>(barriers);
+  }
+  template <typename T>
+  __device__ static T* generic(std::uint32_t address) {
+    return static_cast<T*>(__cvta_shared_to_generic(address));
+  }
+  // Every stage is emptied by kReaders arrivals, whoever reads it.
+  __device__ void init() const {
+    weights.init(1);
+    tokens.init(1);
+    scales.init(32);
+    blocks.init(4);
+    publish_barriers();
+  }
+};
+
+// The token whose norms a block of threads computes, below task.tokens: the last blocks have them, which are
+// the ones that may have no tile.
+__device__ inline int norm_token() { return static_cast<int>(gridDim.x - 1 - blockIdx.x); }
+
+// The link ahead of the `index`-th is done, everywhere.
+__device__ inline void wait_for_link_ahead(const ChainTask& task, int index) {
+  if (index > 0)
+    wait_for_count(task.state + index - 1, static_cast<std::uint32_t>(task.links[index - 1].parts));
+}
+
+// visit(index, link, tile) for every tile of this block; before(index) before the first of a link.
+template <typename Before, typename Visit>
+__device__ inline void for_each_tile(const ChainTask& task, const Before& before, const Visit& visit) {
+  for (int index = 0; index < task.count; ++index) {
+    const ChainTask::Link& link = task.links[index];
+    if (link.kind == LinkKind::kNorm || static_cast<int>(blockIdx.x) >= link.tiles) continue;
+    before(index);
+    for (int tile = static_cast<int>(blockIdx.x); tile < link.tiles; tile += static_cast<int>(gridDim.x))
+      visit(link, tile);
+  }
+}
+
+// With kSpan, a link's steps of a stage, as a constant: an address that is computed anew costs a copying
+// thread as much as a copy.
+template <typename Stream>
+__device__ inline void with_span(int span, const Stream& stream) {
+  if (span == kChainSpan) return stream(std::integral_constant<int, kChainSpan>());
+  if (span == kChainSpan / 2) return stream(std::integral_constant<int, kChainSpan / 2>());
+  stream(std::integral_constant<int, 1>());
+}
+
+template <int kTokens>
+__device__ inline void stream_weights(const ChainTask& task, const ChainMemory<kTokens>& memory) {
+  std::uint32_t n = 0;
+  for_each_tile(
+      task,
+      [&](int index) {
+        prefetch_map(task.links[index].weight_map);
+        // A norm is quicker without copies under way, and where there is no tile right after it, they can
+        // wait.
+        if (index > 1 && task.links[index - 2].kind == LinkKind::kNorm && norm_token() < task.tokens &&
+            static_cast<int>(blockIdx.x) >= task.links[index - 1].tiles) {
+          wait_for_previous_kernel();
+          wait_for_link_ahead(task, index - 1);
+        }
+      },
+      [&](const ChainTask::Link& link, int tile) {
+        const int halves = link.kind == LinkKind::kGated ? 2 : 1;
+        const std::uint32_t step_bytes = static_cast<std::uint32_t>(link.box_rows) * kStepBytes;
+        const int row = tile * link.box_rows;
+        const int half_rows = link.out / 2;
+        const int steps = link.steps;
+        with_span(link.span, [&](auto span) {
+          for (int step = 0; step < steps; step += span())
+            for (int half = 0; half < halves; ++half, ++n) {
+              const std::uint32_t full = memory.weights.full_of(n);
+              const std::uint32_t to = memory.weights.stage(n);
+              if (n >= kStagesUnderWay) memory.weights.wait_full(n - kStagesUnderWay);
+              memory.weights.wait_empty(n);
+              arrive_expecting(full, step_bytes * span());
+              if (link.whole) {
+                copy_boxes(to, link.weight_map, row + half * half_rows, step, full);
+                continue;
+              }
+#pragma unroll
+              for (int i = 0; i < span(); ++i)
+                copy_box(to + static_cast<std::uint32_t>(i) * step_bytes, link.weight_map,
+                         (step + i) * kStepBytes, row + half * half_rows, full);
+            }
+        });
+      });
+}
+
+template <int kTokens>
+__device__ inline void stream_tokens(const ChainTask& task, const ChainMemory<kTokens>& memory) {
+  using Memory = ChainMemory<kTokens>;
+  std::uint32_t n = 0;
+  const std::uint32_t step_bytes = static_cast<std::uint32_t>(task.tokens) * kStepBytes;
+  for_each_tile(
+      task,
+      [&](int index) {
+        prefetch_map(task.links[index].token_map);
+        wait_for_link_ahead(task, index);
+        fence_copies();
+      },
+      [&](const ChainTask::Link& link, int) {
+        const int steps = link.steps;
+        with_span(link.span, [&](auto span) {
+          for (int step = 0; step < steps; step += span(), ++n) {
+            const std::uint32_t full = memory.tokens.full_of(n);
+            const std::uint32_t to = memory.tokens.stage(n);
+            memory.tokens.wait_empty(n);
+            if (link.whole) {
+              arrive_expecting(full, Memory::kTokenStep * span());
+              copy_boxes(to, link.token_map, 0, step, full);
+              continue;
+            }
+            arrive_expecting(full, step_bytes * span());
+#pragma unroll
+            for (int i = 0; i < span(); ++i)
+              copy_box(to + i * Memory::kTokenStep, link.token_map, (step + i) * kStepBytes, 0, full);
+          }
+        });
+      });
+}
+
+// The tokens' scales, [step][scale_place(token)], by a warp.
+template <int kTokens>
+__device__ inline void stream_scales(const ChainTask& task, const ChainMemory<kTokens>& memory, int lane) {
+  std::uint32_t n = 0;
+  for_each_tile(
+      task, [&](int index) { wait_for_link_ahead(task, index); },
+      [&](const ChainTask::Link& link, int) {
+        for (int first = 0; first < link.steps; first += kScaleSteps, ++n) {
+          memory.scales.wait_empty(n);
+          float* const to = ChainMemory<kTokens>::template generic<float>(memory.scales.stage(n));
+          // A lane takes a step of all tokens: 128 bytes a token.
+          if (first + lane < link.steps) {
+            float held[kTokens];
+#pragma unroll
+            for (int t = 0; t < kTokens; ++t)
+              if (t < task.tokens) held[t] = __ldcg(link.token_scales + t * link.steps + first + lane);
+#pragma unroll
+            for (int t = 0; t < kTokens; ++t)
+              if (t < task.tokens) to[lane * kTokens + scale_place<kTokens>(t)] = held[t];
+          }
+          arrive(memory.scales.full_of(n));
+        }
+      });
+}
+
+// A warp of the computing warpgroups.
+template <int kTokens>
+struct ChainComputer {
+  static constexpr int kSums = kTokens / 2;  // a thread's share of 64 rows
+  using Sums = float[kSums];
+  using Scales = float[kTokens / 4];  // of this thread's tokens
+  using Memory = ChainMemory<kTokens>;
+
+  const ChainTask& task;
+  const Memory& memory;
+  int warp, lane;
+  std::uint32_t weights = 0, tokens = 0, scales = 0, blocks = 0;  // stages of the rings so far
+
+  // Of a tile this warp adds up sixteen rows, for all tokens or (kHalf) for eight of sixteen: the first row,
+  // its place in the tile, whether they are in the matrix, and the first token.
+  int row, inside;
+  bool live;
+  int first_token;
+  // Of the weights' scales a lane holds that of one of 32 blocks, and of the next 32.
+  const float* row_scales;
+  float held_scale, next_scale;
+  // Where this thread reads the tokens' scales of the 32 steps: a shared address, because nvcc 13.0 does not
+  // come to an end where a pointer made of one lives through a loop.
+  std::uint32_t token_scales;
+  Sums sums;
+
+  __device__ int group() const { return warp / 4; }
+
+  template <bool kHalf>
+  __device__ void begin_tile(const ChainTask::Link& link, int tile) {
+    inside = (kHalf ? warp % 2 : warp % 4) * 16 + (link.kind == LinkKind::kGated ? group() * 64 : 0);
+    first_token = kHalf ? warp % 4 / 2 * 8 : 0;
+    row = tile * link.box_rows + inside;
+    if (inside >= link.box_rows) row += link.out / 2 - kGatedRows;
+    live = inside < link.rows && row < link.out;
+    row_scales =
+        link.weight_scales + static_cast<std::int64_t>(live ? link.scale_rows[row / 16] : 0) * link.steps;
+    next_scale = lane < link.steps ? row_scales[lane] : 0.0F;
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) sums[i] = 0;
+  }
+  // The scales of the `steps - first`, at most 32, steps from `first` on; those of the weights were asked for
+  // so early that nothing waits for them.
+  __device__ void begin_scales(int first, int steps) {
+    held_scale = next_scale;
+    if (first + kScaleSteps + lane < steps) next_scale = row_scales[first + kScaleSteps + lane];
+    memory.scales.wait_full_among_others(scales);
+    token_scales = memory.scales.stage(scales) +
+                   static_cast<std::uint32_t>(lane % 4 * (kTokens == 8 ? 8 : 16) + first_token);
+  }
+  // As one of `readers` warps.
+  __device__ void end_scales(std::uint32_t readers) {
+    __syncwarp();
+    if (lane == 0) arrive(memory.scales.empty_of(scales), kReaders / readers);
+    ++scales;
+  }
+  // The scales of the step-th of the 32, times their rows'.
+  template <bool kHalf>
+  __device__ void read_scales(Scales& to, int step) const {
+    const float weight = __shfl_sync(0xffffffffU, held_scale, step);
+    const float* const from =
+        Memory::template generic<float>(token_scales + static_cast<std::uint32_t>(step * kTokens) * 4);
+    if constexpr (kTokens == 8 || kHalf) {
+      const float2 s = *reinterpret_cast<const float2*>(from);
+      to[0] = __fmul_rn(s.x, weight), to[1] = __fmul_rn(s.y, weight);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kTokens / 4; j += 4) {
+        const float4 s = *reinterpret_cast<const float4*>(from + j * 4);
+        to[j] = __fmul_rn(s.x, weight), to[j + 1] = __fmul_rn(s.y, weight);
+        to[j + 2] = __fmul_rn(s.z, weight), to[j + 3] = __fmul_rn(s.w, weight);
+      }
+    }
+  }
+  // sums += a step's block sums · scales.
+  template <bool kHalf>
+  __device__ void promote(const Sums& block, const Scales& scale) {
+#pragma unroll
+    for (int j = 0; j < (kHalf ? 1 : kTokens / 8); ++j) {
+      sums[j * 4] = __fmaf_rn(block[j * 4], scale[j * 2], sums[j * 4]);
+      sums[j * 4 + 1] = __fmaf_rn(block[j * 4 + 1], scale[j * 2 + 1], sums[j * 4 + 1]);
+      sums[j * 4 + 2] = __fmaf_rn(block[j * 4 + 2], scale[j * 2], sums[j * 4 + 2]);
+      sums[j * 4 + 3] = __fmaf_rn(block[j * 4 + 3], scale[j * 2 + 1], sums[j * 4 + 3]);
+    }
+  }
+
+  // Begins the block sums of kCount matrices of 64 rows; beyond K they are zero.
+  template <int kCount, int kColumns>
+  __device__ static void begin_products(float (&d)[kCount][kColumns / 2], std::uint32_t rows,
+                                        std::uint32_t rows_apart, std::uint32_t x, std::uint32_t x_apart) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) pin(d[i]);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const std::uint64_t a = matrix_descriptor(rows + static_cast<std::uint32_t>(i) * rows_apart);
+      const std::uint64_t b = matrix_descriptor(x + static_cast<std::uint32_t>(i) * x_apart);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) wgmma_e4m3<kColumns>(d[i], a + k * 2, b + k * 2, k > 0);
+    }
+    wgmma_commit();
+  }
+  template <int kCount, int kSize>
+  __device__ static void end_products(float (&d)[kCount][kSize]) {
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) pin(d[i]);
+  }
+
+  // Where thread `thread` of kThreadsApart leaves a step's sums of a stage, four of them every kThreadsApart.
+  template <int kThreadsApart>
+  __device__ float4* block_sums(std::uint32_t n, int step, int thread) const {
+    return Memory::template generic<float4>(memory.blocks.stage(n)) + step * (kSums / 4) * kThreadsApart +
+           thread;
+  }
+  // Waits for the n-th stage's operands and says, once they have been read, that they have.
+  __device__ void wait_for_operands(std::uint32_t w, std::uint32_t x) const {
+    memory.weights.wait_full_among_others(w);
+    memory.tokens.wait_full_among_others(x);
+  }
+  __device__ void release_operands(std::uint32_t w, std::uint32_t w_times, std::uint32_t x,
+                                   std::uint32_t x_times) const {
+    if (lane != 0) return;
+    arrive(memory.weights.empty_of(w), w_times);
+    arrive(memory.tokens.empty_of(x), x_times);
+  }
+
+  // Multiplies this warpgroup's stages of a linear tile. Where a step has 32 rows (kPaired), two steps are
+  // the 64 rows that an instruction takes: their tokens side by side, it multiplies each with its own, and
+  // with the other's, which is dropped.
+  template <int kSpan, bool kPaired>
+  __device__ void multiply_stages(int steps, int rows) {
+    constexpr int kInstructions = kPaired ? kSpan / 2 : kSpan;
+    constexpr int kColumns = kPaired ? 2 * kTokens : kTokens;
+    constexpr int kThreadsApart = kPaired ? 64 : 128;
+    const int stages = (steps + kSpan - 1) / kSpan;
+    const std::uint32_t rows_apart = static_cast<std::uint32_t>(kPaired ? 64 : rows) * kStepBytes;
+    const int upper = kPaired ? warp % 4 / 2 : 0;
+    const int thread = (kPaired ? warp % 2 : warp % 4) * 32 + lane;
+    for (int stage = 0; stage < stages; ++stage, ++blocks) {
+      if (blocks % kMultipliers != static_cast<std::uint32_t>(group())) continue;
+      const std::uint32_t w = weights + static_cast<std::uint32_t>(stage);
+      const std::uint32_t x = tokens + static_cast<std::uint32_t>(stage);
+      wait_for_operands(w, x);
+      float d[kInstructions][kColumns / 2];
+      begin_products<kInstructions, kColumns>(d, memory.weights.stage(w), rows_apart, memory.tokens.stage(x),
+                                              Memory::kTokenStep * (kPaired ? 2 : 1));
+      memory.blocks.wait_empty(blocks);
+      end_products(d);
+      release_operands(w, 4, x, 4);
+#pragma unroll
+      for (int i = 0; i < kInstructions; ++i) {
+        float4* const to = block_sums<kThreadsApart>(blocks, kPaired ? 2 * i + upper : i, thread);
+#pragma unroll
+        for (int j = 0; j < kSums; j += 4)
+          to[j / 4 * kThreadsApart] = {upper ? d[i][kColumns / 2 - kSums + j] : d[i][j],
+                                       upper ? d[i][kColumns / 2 - kSums + j + 1] : d[i][j + 1],
+                                       upper ? d[i][kColumns / 2 - kSums + j + 2] : d[i][j + 2],
+                                       upper ? d[i][kColumns / 2 - kSums + j + 3] : d[i][j + 3]};
+      }
+      __syncwarp();
+      if (lane == 0) arrive(memory.blocks.full_of(blocks));
+    }
+    weights += static_cast<std::uint32_t>(stages);
+    tokens += static_cast<std::uint32_t>(stages);
+  }
+  // Adds up a linear tile's block sums, in rising order. One warpgroup does what three multiply, so all that
+  // can be is ready before.
+  template <int kSpan, bool kPaired, bool kHalf>
+  __device__ void add_stages(int steps) {
+    constexpr int kThreadsApart = kPaired ? 64 : 128;
+    constexpr int kOwn = kHalf ? kSums / 2 : kSums;
+    const std::uint32_t stages = static_cast<std::uint32_t>((steps + kSpan - 1) / kSpan);
+    const int thread = (kHalf ? warp % 2 : warp % 4) * 32 + lane + first_token / 8 * kThreadsApart;
+    for (int first = 0; first < steps; first += kScaleSteps) {
+      begin_scales(first, steps);
+      const int count = min(kScaleSteps, steps - first);
+      for (int step = 0; step < count; step += kSpan, ++blocks) {
+        Scales scale[kSpan];
+#pragma unroll
+        for (int i = 0; i < kSpan; ++i) read_scales<kHalf>(scale[i], step + i);
+        memory.blocks.wait_full(blocks);
+        if (live) {
+          Sums block[kSpan];
+#pragma unroll
+          for (int i = 0; i < kSpan; ++i) {
+            const float4* const from = block_sums<kThreadsApart>(blocks, i, thread);
+#pragma unroll
+            for (int j = 0; j < kOwn; j += 4) {
+              const float4 four = from[j / 4 * kThreadsApart];
+              block[i][j] = four.x, block[i][j + 1] = four.y, block[i][j + 2] = four.z,
+              block[i][j + 3] = four.w;
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < kSpan; ++i)
+            if (step + i < count) promote<kHalf>(block[i], scale[i]);
+        }
+        __syncwarp();
+        if (lane == 0) arrive(memory.blocks.empty_of(blocks), kReaders / 4);
+      }
+      end_scales(4);
+    }
+    weights += stages;
+    tokens += stages;
+  }
+  // A gated tile, of which each warpgroup has 64 rows: stages are gate's rows of a step, then up's.
+  __device__ void sum_gated(int steps) {
+    const std::uint32_t half = static_cast<std::uint32_t>(group() % 2) * (64 * kStepBytes);
+    for (int first = 0; first < steps; first += kScaleSteps) {
+      const int count = min(kScaleSteps, steps - first);
+      for (int step = 0; step < count; ++step) {
+        const std::uint32_t w = weights + static_cast<std::uint32_t>(2 * (first + step) + group() / 2);
+        const std::uint32_t x = tokens + static_cast<std::uint32_t>(first + step);
+        wait_for_operands(w, x);
+        float d[1][kSums];
+        begin_products<1, kTokens>(d, memory.weights.stage(w) + half, 0, memory.tokens.stage(x), 0);
+        if (step == 0) begin_scales(first, steps);
+        Scales scale;
+        read_scales<false>(scale, step);
+        end_products(d);
+        release_operands(w, 2, x, 1);
+        promote<false>(d[0], scale);
+      }
+      end_scales(kReaders);
+    }
+    weights += static_cast<std::uint32_t>(2 * steps);
+    tokens += static_cast<std::uint32_t>(steps);
+  }
+
+  // Two neighbouring rows' results of a token. Handed over to a norm, each is what it waits for.
+  __device__ static void put(std::uint32_t* to, std::uint32_t rows) {
+    asm volatile("st.relaxed.gpu.u32 [%0], %1;" ::"l"(to), "r"(rows) : "memory");
+  }
+  // To `y`, whose tokens are `stride` apart and whose first row is `first_row`. A lane holds two neighbouring
+  // tokens of a row (lane / 4, and eight further down); transposed, two neighbouring rows of a token.
+  template <bool kHalf>
+  __device__ void store(const ChainTask::Link& link, bf16* y, std::int64_t stride, int first_row) const {
+    if (!live) return;
+    const int quad = lane / 4;
+    const float low_bias = link.bias == nullptr ? 0.0F : link.bias[row + quad];
+    const float high_bias = link.bias == nullptr ? 0.0F : link.bias[row + 8 + quad];
+#pragma unroll
+    for (int j = 0; j < (kHalf ? 1 : kTokens / 8); ++j) {
+      const std::uint32_t low =
+          transpose8x8(pack_bf16(__fadd_rn(sums[j * 4], low_bias), __fadd_rn(sums[j * 4 + 1], low_bias)));
+      const std::uint32_t high = transpose8x8(
+          pack_bf16(__fadd_rn(sums[j * 4 + 2], high_bias), __fadd_rn(sums[j * 4 + 3], high_bias)));
+      const int token = first_token + j * 8 + quad;
+      if (token >= task.tokens) continue;
+      auto* const to = reinterpret_cast<std::uint32_t*>(y + token * stride + first_row + lane % 4 * 2);
+      put(to, low);
+      put(to + 4, high);
+    }
+  }
+  // silu(gate) · up of the tile, quantized: 128 columns of the result, which are one group of each token.
+  __device__ void store_gated(const ChainTask::Link& link, int tile) const {
+    bf16* const results = Memory::template generic<bf16>(memory.blocks.data);
+    store<false>(link, results, 2 * kGatedRows, inside);
+    sync_all();
+    const int token = (warp * 32 + lane) / kLanesPerGroup;
+    if (token >= kTokens) return;
+    const int column = lane % kLanesPerGroup * 8;
+    float g[8];
+    float u[8];
+    load8(results + token * 2 * kGatedRows + column, true, 8, g);
+    load8(results + token * 2 * kGatedRows + kGatedRows + column, true, 8, u);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) g[i] = silu(g[i]) * u[i];
+    unpack8(pack8(g), g);
+    const Scale scale = group_scale(g, link.pow2);
+    if (token >= task.tokens) return;
+    const std::int64_t cols = link.out / 2;
+    *reinterpret_cast<uint2*>(link.gated + token * cols + tile * kGatedRows + column) =
+        e4m3x8(g, scale.multiplier);
+    if (column == 0) link.gated_scales[token * blocks_of(cols) + tile] = scale.scale;
+  }
+
+  // Threads that compute: of all warpgroups, or of this one.
+  __device__ static void sync_all() { asm volatile("bar.sync 1, %0;" ::"n"(kComputeThreads) : "memory"); }
+  __device__ static void sync_adders() { asm volatile("bar.sync 2, 128;" ::: "memory"); }
+  // A part of the link has been written, by the threads that `sync` waits for, of which one is `first`.
+  template <typename Sync>
+  __device__ void say_done(int index, const Sync& sync, bool first) const {
+    sync();
+    if (first && task.links[index].awaited) count_up(task.state + index);
+  }
+
+  template <int kSpan, bool kPaired>
+  __device__ void linear(int index, const ChainTask::Link& link) {
+    for (int tile = static_cast<int>(blockIdx.x); tile < link.tiles; tile += static_cast<int>(gridDim.x)) {
+      if (group() < kMultipliers) {
+        multiply_stages<kSpan, kPaired>(link.steps, link.box_rows);
+        scales += static_cast<std::uint32_t>((link.steps + kScaleSteps - 1) / kScaleSteps);
+        continue;
+      }
+      constexpr bool kHalf = kPaired && kTokens == 16;  // 32 rows leave two of four warps free
+      begin_tile<kHalf>(link, tile);
+      add_stages<kSpan, kPaired, kHalf>(link.steps);
+      store<kHalf>(link, link.y, link.y_stride, row);
+      say_done(index, sync_adders, warp % 4 == 0 && lane == 0);
+    }
+  }
+  __device__ void gated(int index, const ChainTask::Link& link) {
+    for (int tile = static_cast<int>(blockIdx.x); tile < link.tiles; tile += static_cast<int>(gridDim.x)) {
+      begin_tile<false>(link, tile);
+      sum_gated(link.steps);
+      store_gated(link, tile);
+      say_done(index, sync_all, warp == 0 && lane == 0);
+    }
+  }
+  // The link ahead's result is waited for by itself: what is not there yet is kNotYet, which no result is,
+  // and is made so again.
+  template <int kVectors>
+  __device__ void norm(int index, const ChainTask::Link& link) {
+    const int token = norm_token();
+    if (token >= task.tokens) return;
+    const NormTask norm_task{link.residual,     link.norm_weight, link.eps,  link.gated,
+                             link.gated_scales, link.cols,        link.pow2, nullptr};
+    const int thread = warp * 32 + lane;
+    const NormRow<kVectors> row(norm_task, thread);
+    wait_for_previous_kernel();
+    auto* const handed =
+        reinterpret_cast<uint4*>(task.handover + static_cast<std::int64_t>(token) * link.cols);
+    row.run(token, kComputeThreads, memory.of_warp, sync_all, [&](int column, float(&d)[8]) {
+      const uint4 got = take_handed(handed + column / 8);
+      unpack8(got, d);
+      return true;
+    });
+    say_done(index, sync_all, thread == 0);
+  }
+  // Eight results, once they are there.
+  __device__ static uint4 take_handed(uint4* from) {
+    uint4 got;
+    // A loop in C++ around the load keeps nvcc 13.0's optimizer busy for ever.
+    asm volatile(
+        "{\n.reg .pred not_yet;\n"
+        "again:\n"
+        "ld.relaxed.gpu.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+        "setp.eq.u32 not_yet, %0, %5;\n"
+        "setp.eq.or.u32 not_yet, %1, %5, not_yet;\n"
+        "setp.eq.or.u32 not_yet, %2, %5, not_yet;\n"
+        "setp.eq.or.u32 not_yet, %3, %5, not_yet;\n"
+        "@not_yet bra again;\n}"
+        : "=&r"(got.x), "=&r"(got.y), "=&r"(got.z), "=&r"(got.w)
+        : "l"(from), "n"(kNotYet)
+        : "memory");
+    *from = {kNotYet, kNotYet, kNotYet, kNotYet};
+    return got;
+  }
+
+  __device__ void run() {
+    for (int index = 0; index < task.count; ++index) {
+      const ChainTask::Link& link = task.links[index];
+      if (link.kind == LinkKind::kGated)
+        gated(index, link);
+      else if (link.kind == LinkKind::kNorm)
+        norm_vectors(link.cols) == 1 ? norm<1>(index, link) : norm<2>(index, link);
+      else
+        link.span == kChainSpan ? linear<kChainSpan, true>(index, link)
+                                : linear<kChainSpan / 2, false>(index, link);
+    }
+  }
+};
+
+template <int kTokens>
+__global__ void __launch_bounds__(kThreads, 1) chain_kernel(const __grid_constant__ ChainTask task) {
+  extern __shared__ std::uint8_t shared[];
+  const ChainMemory<kTokens> memory(shared);
+  const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (threadIdx.x == 0) memory.init();
+  __syncthreads();
+
+  if (warp >= kReaders) {
+    give_registers<kCopyRegisters>();
+    const int role = warp - kReaders;
+    if (role == 0) {
+      if (lane == 0) stream_weights(task, memory);
+    } else if (role == 1) {
+      wait_for_previous_kernel();
+      if (lane == 0) {
+        let_next_kernel_start();
+        stream_tokens(task, memory);
+      }
+    } else if (role == 2) {
+      wait_for_previous_kernel();
+      stream_scales(task, memory, lane);
+    }
+    __syncwarp();
+  } else {
+    take_registers<kComputeRegisters>();
+    ChainComputer<kTokens>{task, memory, warp, lane}.run();
+  }
+  if (task.count == 1) return;
+  // Whoever leaves last leaves the state as it was found: nobody waits for it any more.
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  std::uint32_t* const left = task.state + kMaxChainLinks;
+  if (atomicAdd(left, 1U) + 1 != gridDim.x) return;
+  for (int i = 0; i <= kMaxChainLinks; ++i) task.state[i] = 0;
+}
+
+template <int kTokens>
+void launch(const ChainTask& task, int blocks, bool early, cudaStream_t stream) {
+  constexpr auto kKernel = chain_kernel<kTokens>;
+  constexpr std::size_t kBytes = ChainMemory<kTokens>::kBytes;
+  static const cudaError_t raised =
+      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
+  check(raised, "shared memory of a chain");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kKernel, task), "chain of linear layers");
+}
+
+}  // namespace
+
+void launch_chain(const ChainTask& task, int kernel_tokens, int blocks, bool early, cudaStream_t stream) {
+  kernel_tokens == 8 ? launch<8>(task, blocks, early, stream) : launch<16>(task, blocks, early, stream);
+}
+
+}  // namespace octavo::cuda
