@@ -282,6 +282,8 @@ void CudaOps::gated_linear(const Activation& x, std::int64_t tokens, const Linea
   Ops::gated_linear(x, tokens, gate_up, wide, out);
 }
 
+static_assert(kMaxChainTokens <= Activation::kLeastTokens);
+
 bool CudaOps::takes_chain(const BetweenAttentions& b, std::int64_t tokens) const {
   if (chain_state_ == nullptr || tokens > kMaxChainTokens || cublaslt_ != nullptr || b.o->out > kMaxChainNorm)
     return false;
