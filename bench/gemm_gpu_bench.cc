@@ -165,12 +165,6 @@ class Bench {
     const std::size_t sets = kPool / set_bytes;
     return replay_us([&] {
              std::size_t offset = 0;
-             const auto next = [&](int i) {
-               const Layer& layer = kLayers[static_cast<std::size_t>(i)];
-               const Fp8Gemm g = gemm(layer, tokens, offset);
-               offset += static_cast<std::size_t>(layer.out * layer.in);
-               return g;
-             };
              auto* const scratch = reinterpret_cast<std::byte*>(y_.data<bf16>()) + (y_.bytes() / 2);
              const Activation gated{reinterpret_cast<bf16*>(scratch),
                                     reinterpret_cast<float*>(scratch + (1 << 20)), 14336, false};
@@ -180,9 +174,20 @@ class Bench {
                                        .weight = scales_.data<float>(),
                                        .eps = 1e-5F,
                                        .out = hidden};
+             const auto next = [&](int i, const Activation* x) {
+               const Layer& layer = kLayers[static_cast<std::size_t>(i)];
+               Fp8Gemm g = gemm(layer, tokens, offset);
+               offset += static_cast<std::size_t>(layer.out * layer.in);
+               if (x != nullptr) {
+                 g.x = reinterpret_cast<const std::uint8_t*>(x->data);
+                 g.x_scales = x->scales;
+               }
+               return g;
+             };
              for (std::size_t set = 0; set < sets; ++set) {
-               const std::vector<cuda::ChainLink> links = {next(1), norm, cuda::GatedLink{next(2), gated},
-                                                           next(3), norm, next(0)};
+               const std::vector<cuda::ChainLink> links = {
+                   next(1, nullptr), norm, cuda::GatedLink{next(2, &hidden), gated},
+                   next(3, &gated),  norm, next(0, &hidden)};
                cuda::run_chain(links, tokens, state_.get(), stream_);
              }
            }) /
@@ -224,8 +229,8 @@ void table(Bench& bench) {
 }
 
 void chain(Bench& bench) {
-  fmt::print("| M | one kernel for the four, us | GB/s of weights | layer |\n|---|---|---|\n");
-  for (const std::int64_t m : {1, 4, 8, 12, 16}) {
+  fmt::print("| M | one kernel for the four, us | GB/s of weights | layer, us |\n|---|---|---|---|\n");
+  for (const std::int64_t m : {1, 8, 16, 17, 24, 32, 48, 64}) {
     const double us = bench.one_kernel_us(m);
     fmt::print("| {} | {:.1f} | {:.0f} | {:.1f} |\n", m, us, 218.1e6 / us / 1e3, bench.layer_us(m));
   }

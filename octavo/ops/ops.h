@@ -110,19 +110,19 @@ struct AttentionShape {
 };
 
 // What lies between the attention of a layer and that of the next: o, the MLP, and the next layer's q|k|v,
-// with the norms before them. The linear layers' inputs are where their Activations say, results of o and
-// down in `delta` [T, o.out].
+// with the norms before them. The linear layers' inputs are where their Activations say. `delta` and `wide`
+// are scratch: what is left in them is down's result where qkv is null, and that of q|k|v where it is not.
 struct BetweenAttentions {
   float* residual = nullptr;
   float eps = 0;
-  bf16* delta = nullptr;
+  bf16* delta = nullptr;  // [T, o.out]
 
   const LinearWeight* o = nullptr;
   Activation attended;
   const float* post_norm = nullptr;
   const LinearWeight* gate_up = nullptr;
   Activation mlp_in;
-  bf16* wide = nullptr;  // [T, gate_up.out], and q|k|v's result
+  bf16* wide = nullptr;  // [T, gate_up.out or qkv.out]
   const LinearWeight* down = nullptr;
   Activation gated;
 

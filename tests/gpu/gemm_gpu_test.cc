@@ -305,6 +305,25 @@ TEST_F(GpuGemm, OverlappingLaunchesWaitForTheirInput) {
   cudaStreamDestroy(stream);
 }
 
+// As many for each of the kernels.
+std::int64_t random_chain_tokens(GpuRandom& random) {
+  const bool narrow = random.in(0, 1) == 0;
+  return narrow ? random.in(1, cuda::kNarrowChainTokens)
+                : random.in(cuda::kNarrowChainTokens + 1, cuda::kMaxChainTokens);
+}
+// What a GatedLink stands for, as one operation or, where that does not take so many tokens, as two.
+void gated(const cuda::GatedLink& link, cudaStream_t stream) {
+  if (cuda::fp8_gemm_takes_gated(link.gemm, link.gated))
+    return cuda::fp8_gemm_gated(link.gemm, link.gated, stream);
+  cuda::Fp8Gemm wide = link.gemm;
+  const DeviceBuffer y(static_cast<std::size_t>(wide.tokens * wide.out) * sizeof(bf16));
+  wide.y = y.data<bf16>();
+  wide.y_stride = wide.out;
+  cuda::fp8_gemm(wide, stream);
+  cuda::silu_mul(wide.y, wide.tokens, wide.out, wide.out / 2, link.gated, stream);
+  cuda::check(cudaStreamSynchronize(stream), "gated");
+}
+
 // What a chain writes: a step's share of a layer after attention, and the next layer's q|k|v.
 struct ChainOutput {
   DeviceBuffer delta;  // of the links as kernels of their own
@@ -329,16 +348,22 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
   cuda::check(cudaStreamCreate(&stream), "stream");
   for (int round = 0; round < 16; ++round) {
     const bool llama = round == 0;
-    const std::int64_t m = random_.in(1, cuda::kMaxChainTokens);
+    const std::int64_t m = random_chain_tokens(random_);
+    const std::int64_t room = std::max(m, cuda::kNarrowChainTokens);
     const std::int64_t hidden = llama ? 4096 : round == 1 ? 8192 : 16 * random_.in(1, 300);
-    const std::int64_t inter = llama ? 14336 : kBlock * random_.in(1, 40);
+    // Now and then more gated tiles than a device has multiprocessors.
+    const std::int64_t inter =
+        llama ? 14336 : kBlock * (round == 2 ? random_.in(133, 270) : random_.in(1, 40));
     const std::int64_t heads = llama ? 4096 : 16 * random_.in(1, 200);
     const std::int64_t qkv = llama ? 6144 : 16 * random_.in(1, 700);
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " hidden " << hidden
                                     << " inter " << inter << " heads " << heads << " qkv " << qkv);
-    Problem o(random_, cuda::kMaxChainTokens, hidden, heads, false);
+    Problem o(random_, room, hidden, heads, false);
     o.m = m;
     Problem gate_up(random_, m, 2 * inter, hidden, round % 3 == 0);
+    for (std::size_t i = 0; i < gate_up.scale_rows.size(); ++i)
+      gate_up.scale_rows[i] = gate_up.scale_rows[i / 8 * 8];
+    gate_up.device_scale_rows = to_device(gate_up.scale_rows);
     Problem down(random_, m, hidden, inter, false);
     Problem next(random_, m, qkv, hidden, true);
     // Scales that keep values in range.
@@ -353,12 +378,9 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
       const auto poisoned = [](std::int64_t bytes) {
         return to_device(std::vector<std::uint8_t>(static_cast<std::size_t>(bytes), 0xff));
       };
-      return ChainOutput{poisoned(m * hidden * 2),
-                         to_device(residual),
-                         poisoned(cuda::kMaxChainTokens * hidden),
-                         poisoned(m * blocks_of(hidden) * 4),
-                         poisoned(cuda::kMaxChainTokens * inter),
-                         poisoned(m * inter / kBlock * 4),
+      return ChainOutput{poisoned(m * hidden * 2), to_device(residual),
+                         poisoned(room * hidden),  poisoned(m * blocks_of(hidden) * 4),
+                         poisoned(room * inter),   poisoned(m * inter / kBlock * 4),
                          poisoned(m * qkv * 2)};
     };
     const auto links = [&](const ChainOutput& out) {
@@ -377,7 +399,7 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
       };
       const Activation activation{out.activation.data<bf16>(), out.activation_scales.data<float>(), hidden,
                                   round % 2 == 0};
-      const Activation gated{out.gated.data<bf16>(), out.gated_scales.data<float>(), inter, round % 2 == 1};
+      const Activation result{out.gated.data<bf16>(), out.gated_scales.data<float>(), inter, round % 2 == 1};
       const auto norm = [&](int i) {
         return cuda::NormLink{.residual = out.residual.data<float>(),
                               .weight = norms[i].data<float>(),
@@ -387,8 +409,8 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
       return std::vector<cuda::ChainLink>{
           layer(o, o.device_x.data(), o.device_x_scales.data<float>(), &out.delta),
           norm(0),
-          cuda::GatedLink{layer(gate_up, activation.data, activation.scales, nullptr), gated},
-          layer(down, gated.data, gated.scales, &out.delta),
+          cuda::GatedLink{layer(gate_up, activation.data, activation.scales, nullptr), result},
+          layer(down, result.data, result.scales, &out.delta),
           norm(1),
           layer(next, activation.data, activation.scales, &out.qkv)};
     };
@@ -397,7 +419,7 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
       if (const auto* gemm = std::get_if<cuda::Fp8Gemm>(&link)) {
         cuda::fp8_gemm(*gemm, stream);
       } else if (const auto* of = std::get_if<cuda::GatedLink>(&link)) {
-        cuda::fp8_gemm_gated(of->gemm, of->gated, stream);
+        gated(*of, stream);
       } else {
         const auto& n = std::get<cuda::NormLink>(link);
         cuda::add_rms_norm(n.residual, want.delta.data<bf16>(), hidden, m, n.weight, n.eps, n.out, nullptr,
@@ -419,11 +441,11 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
 // One layer as a chain, against FP64 too.
 TEST_F(GpuGemm, AChainOfOneLayer) {
   for (int round = 0; round < 40; ++round) {
-    const std::int64_t m = random_.in(1, cuda::kMaxChainTokens);
+    const std::int64_t m = random_chain_tokens(random_);
     const std::int64_t n = 16 * random_.in(1, round % 4 == 0 ? 1200 : 60);
     const std::int64_t k = 16 * random_.in(1, 90);
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " N " << n << " K " << k);
-    Problem problem(random_, cuda::kMaxChainTokens, n, k, round % 3 == 0);
+    Problem problem(random_, std::max(m, cuda::kNarrowChainTokens), n, k, round % 3 == 0);
     problem.m = m;
     const auto y = problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) {
       const cuda::ChainLink link = gemm;

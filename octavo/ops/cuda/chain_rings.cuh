@@ -1,4 +1,4 @@
-// The copying side of fp8_chain.cu: what shared memory holds, and the warps that fill it with weights, tokens
+// The copying side of a chain: what shared memory holds, and the warps that fill it with weights, tokens
 // and scales, link after link.
 #pragma once
 
@@ -17,12 +17,54 @@ constexpr int kReaders = kGroups * 4;  // warps
 constexpr int kComputeRegisters = 104;
 constexpr int kCopyRegisters = 64;
 constexpr int kScaleSteps = 32;  // of a stage of scales
-constexpr int kChainScaleStages = 4;
 constexpr int kMultipliers = 3;  // warpgroups that multiply a linear tile
 // Copies of weights under way at a time: as many as it takes to keep memory busy. More only stand in the way
-// of everything else that a multiprocessor reads, and of a release, which waits for them (4 to 6 us a layer).
+// of everything else that a multiprocessor reads, and of a release, which waits for them.
 constexpr int kStagesUnderWay = 3;
+// And while nothing is multiplied, when every read that stands behind them counts.
+constexpr int kStagesBetween = 2;
 constexpr int kGatedRows = 128;
+
+template <typename T>
+__device__ inline T* from_shared(std::uint32_t address) {
+  return static_cast<T*>(__cvta_shared_to_generic(address));
+}
+
+// With kSpan, a link's steps of a stage, as a constant: an address that is computed anew costs a copying
+// thread as much as a copy.
+template <typename Stream>
+__device__ inline void with_span(int span, const Stream& stream) {
+  if (span == kChainSpan) return stream(std::integral_constant<int, kChainSpan>());
+  if (span == kChainSpan / 2) return stream(std::integral_constant<int, kChainSpan / 2>());
+  stream(std::integral_constant<int, 1>());
+}
+
+// How far a block is, in links of which it has tiles: so many computed, and of so many the tokens begun.
+// Hints between its warps.
+struct Progress {
+  static constexpr std::uint32_t kBytes = 16;  // a multiple, for what lies behind
+  std::uint32_t computed, begun;               // shared addresses
+
+  __device__ void place(std::uint32_t& left) {
+    computed = left;
+    begun = left + 4;
+    left += kBytes;
+  }
+  __device__ static void set(std::uint32_t at, std::uint32_t to) {
+    asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"(at), "r"(to) : "memory");
+  }
+  __device__ static std::uint32_t get(std::uint32_t at) {
+    std::uint32_t got;
+    asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(got) : "r"(at) : "memory");
+    return got;
+  }
+  // By one thread, when a tile has been computed: with the link's last, the link is.
+  __device__ void say_computed(const ChainTask::Link& of, int tile, std::uint32_t link) const {
+    if (tile + static_cast<int>(gridDim.x) >= of.tiles) set(computed, link + 1);
+  }
+  // Between the end of what is computed before the `link`-th and its beginning.
+  __device__ bool between(std::uint32_t link) const { return get(computed) >= link && get(begun) <= link; }
+};
 
 // A ring of kStages, of which the n-th stage since the beginning is asked for.
 template <int kStages, std::uint32_t kBytes>
@@ -60,53 +102,184 @@ struct Ring {
   }
 };
 
-// Shared memory. Of a linear tile, kMultipliers warpgroups multiply every kMultipliers-th stage and leave its
-// block sums here for the one that adds them.
+// Shared memory of the narrow kernel, which has kTokens of kTokens on wgmma's narrow side. Of a linear tile,
+// kMultipliers warpgroups multiply every kMultipliers-th stage and leave its block sums here for the one that
+// adds them.
 template <int kTokens>
-struct ChainMemory {
+struct NarrowChainMemory {
+  static constexpr int kWeightStages = kTokens == 8 ? 11 : 9;
+  static constexpr int kTokenStages = kTokens == 8 ? 8 : 6;
   static constexpr std::uint32_t kTokenStep = kTokens * kStepBytes;
-  static constexpr int kWeightStages = chain_weight_stages(kTokens);
-  static constexpr int kTokenStages = chain_token_stages(kTokens);
+  static constexpr int kScaleWarps = 1;
   // A stage's sums: of 32 rows kChainSpan steps, or of 64 rows half as many. A gated tile's results in bf16
   // take the same room.
   static constexpr std::uint32_t kBlockBytes = kChainSpan * 32 * kTokens * sizeof(float);
   using Weights = Ring<kWeightStages, kChainWeightStage>;
   using Tokens = Ring<kTokenStages, kTokenStep * kChainSpan>;
-  using Scales = Ring<kChainScaleStages, kTokens * kScaleSteps * sizeof(float)>;
+  using Scales = Ring<4, kTokens * kScaleSteps * sizeof(float)>;
   using Blocks = Ring<kMultipliers, kBlockBytes>;
   static constexpr std::uint32_t kData =
       Weights::kAllBytes + Tokens::kAllBytes + Scales::kAllBytes + Blocks::kAllBytes;
   static constexpr std::uint32_t kBarriers =
       Weights::kBarrierBytes + Tokens::kBarrierBytes + Scales::kBarrierBytes + Blocks::kBarrierBytes;
-  static constexpr std::uint32_t kBytes = kData + kBarriers + kReaders * sizeof(float) + 1024;
+  static constexpr std::uint32_t kBytes =
+      kData + kBarriers + Progress::kBytes + kReaders * sizeof(float) + 1024;
   static_assert(kBytes <= kMaxSharedBytes && 2 * kGatedRows * kTokens * sizeof(bf16) <= Blocks::kAllBytes);
 
   Weights weights;
   Tokens tokens;
   Scales scales;
   Blocks blocks;
+  Progress progress;
   float* of_warp;  // [kReaders], of norms
 
-  __device__ explicit ChainMemory(void* shared) {
+  __device__ explicit NarrowChainMemory(void* shared) {
     std::uint32_t data = (shared_address(shared) + 1023) / 1024 * 1024;
     std::uint32_t barriers = data + kData;
     weights.place(data, barriers);
     tokens.place(data, barriers);
     scales.place(data, barriers);
     blocks.place(data, barriers);
-    of_warp = generic<float>(barriers);
-  }
-  template <typename T>
-  __device__ static T* generic(std::uint32_t address) {
-    return static_cast<T*>(__cvta_shared_to_generic(address));
+    progress.place(barriers);
+    of_warp = from_shared<float>(barriers);
   }
   // Every stage is emptied by kReaders arrivals, whoever reads it.
   __device__ void init() const {
     weights.init(1);
     tokens.init(1);
-    scales.init(32);
+    scales.init(32 * kScaleWarps);
     blocks.init(4);
+    Progress::set(progress.computed, 0);
+    Progress::set(progress.begun, 0);
     publish_barriers();
+  }
+  // A tile's tokens, from the n-th stage on.
+  __device__ void bring_tokens(const ChainTask&, const ChainTask::Link& link, std::uint32_t& n) const {
+    const int steps = link.padded_steps;
+    with_span(link.span, [&](auto span) {
+      for (int step = 0; step < steps; step += span(), ++n) {
+        const std::uint32_t full = tokens.full_of(n);
+        const std::uint32_t to = tokens.stage(n);
+        tokens.wait_empty(n);
+        arrive_expecting(full, kTokenStep * span());
+        if (link.whole) {
+          copy_boxes(to, link.token_map, 0, step, full);
+          continue;
+        }
+#pragma unroll
+        for (int i = 0; i < span(); ++i)
+          copy_box(to + i * kTokenStep, link.token_map, (step + i) * kStepBytes, 0, full);
+      }
+    });
+  }
+  // A stage of scales, [step][scale_place(token)], from the step `first` on; a lane takes a step of all
+  // tokens, 128 bytes a token.
+  __device__ static void bring_scales(const ChainTask& task, const ChainTask::Link& link, std::uint32_t stage,
+                                      int first, int lane) {
+    if (first + lane >= link.steps) return;
+    const float* const from = link.token_scales + first + lane;
+    float* const to = from_shared<float>(stage) + lane * kTokens;
+    float held[kTokens];
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t)
+      if (t < task.tokens) held[t] = __ldcg(from + t * link.steps);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t)
+      if (t < task.tokens) to[scale_place<kTokens>(t)] = held[t];
+  }
+};
+
+// Shared memory of the tall kernel, which has up to 64 tokens on wgmma's 64-row side.
+struct TallChainMemory {
+  static constexpr int kScaleTokens = kMaxChainTokens;
+  static constexpr int kScaleWarps = 2;
+  using Weights = Ring<7, kChainWeightStage>;
+  using Tokens = Ring<6, kTallTokenSpan * kMaxChainTokens * kStepBytes>;
+  using Scales = Ring<2, kScaleTokens * kScaleSteps * sizeof(float)>;
+  static constexpr std::uint32_t kData = Weights::kAllBytes + Tokens::kAllBytes + Scales::kAllBytes;
+  static constexpr std::uint32_t kBarriers =
+      Weights::kBarrierBytes + Tokens::kBarrierBytes + Scales::kBarrierBytes;
+  static constexpr std::uint32_t kBytes =
+      kData + kBarriers + Progress::kBytes + (kReaders + kScaleTokens * kGroups) * sizeof(float) + 1024;
+  static_assert(kBytes <= kMaxSharedBytes);
+
+  Weights weights;
+  Tokens tokens;
+  Scales scales;
+  Progress progress;
+  float* of_warp;          // [kReaders], of norms
+  std::uint32_t* largest;  // [token][kGroups], of gated tiles
+
+  __device__ explicit TallChainMemory(void* shared) {
+    std::uint32_t data = (shared_address(shared) + 1023) / 1024 * 1024;
+    std::uint32_t barriers = data + kData;
+    weights.place(data, barriers);
+    tokens.place(data, barriers);
+    scales.place(data, barriers);
+    progress.place(barriers);
+    of_warp = from_shared<float>(barriers);
+    largest = from_shared<std::uint32_t>(barriers) + kReaders;
+  }
+  __device__ void init() const {
+    weights.init(1);
+    tokens.init(1);
+    scales.init(32 * kScaleWarps);
+    Progress::set(progress.computed, 0);
+    Progress::set(progress.begun, 0);
+    publish_barriers();
+  }
+  // A tile's tokens, from the n-th stage on.
+  __device__ void bring_tokens(const ChainTask& task, const ChainTask::Link& link, std::uint32_t& n) const {
+    const std::uint32_t step_bytes = static_cast<std::uint32_t>(task.token_rows) * kStepBytes;
+    for (int step = 0; step < link.padded_steps; step += kTallTokenSpan, ++n) {
+      const std::uint32_t full = tokens.full_of(n);
+      const std::uint32_t to = tokens.stage(n);
+      tokens.wait_empty(n);
+      arrive_expecting(full, step_bytes * kTallTokenSpan);
+      if (link.whole) {
+        copy_boxes(to, link.token_map, 0, step, full);
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < kTallTokenSpan; ++i)
+        copy_box(to + i * step_bytes, link.token_map, (step + i) * kStepBytes, 0, full);
+    }
+  }
+  // Where a stage has a token's scale of a step: fours of steps in the order that keeps tokens apart, of
+  // which a warp reads eight at once.
+  __device__ static int scale_at(int token, int step) {
+    return token * kScaleSteps + ((step / 4) ^ (token % 8)) * 4 + step % 4;
+  }
+  // A stage of scales from the step `first` on. Beyond K they are ones. All are asked for before any is
+  // waited for: a link begins with this.
+  __device__ static void bring_scales(const ChainTask& task, const ChainTask::Link& link, std::uint32_t stage,
+                                      int first, int lane) {
+    constexpr int kFours = kScaleSteps / 4;  // of a token
+    constexpr int kLanes = 32 * kScaleWarps;
+    constexpr int kTimes = kScaleTokens * kFours / kLanes;
+    const int step = first + lane % kFours * 4;
+    const bool whole = link.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(link.token_scales) % 16 == 0;
+    float4 held[kTimes];
+#pragma unroll
+    for (int i = 0; i < kTimes; ++i) {
+      const int token = lane / kFours + i * (kLanes / kFours);
+      const float* const from = link.token_scales + token * link.steps + step;
+      const int left = token < task.tokens ? link.steps - step : 0;
+      held[i] = {1, 1, 1, 1};
+      if (whole) {
+        if (left > 0) held[i] = __ldcg(reinterpret_cast<const float4*>(from));
+        continue;
+      }
+      if (left > 0) held[i].x = __ldcg(from);
+      if (left > 1) held[i].y = __ldcg(from + 1);
+      if (left > 2) held[i].z = __ldcg(from + 2);
+      if (left > 3) held[i].w = __ldcg(from + 3);
+    }
+#pragma unroll
+    for (int i = 0; i < kTimes; ++i)
+      *from_shared<float4>(stage + static_cast<std::uint32_t>(
+                                       scale_at(lane / kFours + i * (kLanes / kFours), lane % kFours * 4)) *
+                                       4) = held[i];
   }
 };
 
@@ -132,21 +305,14 @@ __device__ inline void for_each_tile(const ChainTask& task, const Before& before
   }
 }
 
-// With kSpan, a link's steps of a stage, as a constant: an address that is computed anew costs a copying
-// thread as much as a copy.
-template <typename Stream>
-__device__ inline void with_span(int span, const Stream& stream) {
-  if (span == kChainSpan) return stream(std::integral_constant<int, kChainSpan>());
-  if (span == kChainSpan / 2) return stream(std::integral_constant<int, kChainSpan / 2>());
-  stream(std::integral_constant<int, 1>());
-}
-
-template <int kTokens>
-__device__ inline void stream_weights(const ChainTask& task, const ChainMemory<kTokens>& memory) {
+template <typename Memory>
+__device__ inline void stream_weights(const ChainTask& task, const Memory& memory) {
   std::uint32_t n = 0;
+  std::uint32_t link_number = 0;
   for_each_tile(
       task,
       [&](int index) {
+        ++link_number;
         prefetch_map(task.links[index].weight_map);
         // A norm is quicker without copies under way, and where there is no tile right after it, they can
         // wait.
@@ -157,85 +323,63 @@ __device__ inline void stream_weights(const ChainTask& task, const ChainMemory<k
         }
       },
       [&](const ChainTask::Link& link, int tile) {
-        const int halves = link.kind == LinkKind::kGated ? 2 : 1;
+        // Of a gated tile a stage has half of gate's rows of a step, then as many of up's.
+        const bool gated = link.kind == LinkKind::kGated;
+        const int halves = gated ? 2 : 1;
         const std::uint32_t step_bytes = static_cast<std::uint32_t>(link.box_rows) * kStepBytes;
-        const int row = tile * link.box_rows;
-        const int half_rows = link.out / 2;
-        const int steps = link.steps;
+        const int row = tile * link.box_rows * halves;
+        const int up = link.out / 2;
+        const int steps = link.padded_steps;
         with_span(link.span, [&](auto span) {
+          const std::uint32_t box_bytes = step_bytes * span();
           for (int step = 0; step < steps; step += span())
             for (int half = 0; half < halves; ++half, ++n) {
               const std::uint32_t full = memory.weights.full_of(n);
               const std::uint32_t to = memory.weights.stage(n);
-              if (n >= kStagesUnderWay) memory.weights.wait_full(n - kStagesUnderWay);
+              const std::uint32_t under_way =
+                  memory.progress.between(link_number - 1) ? kStagesBetween : kStagesUnderWay;
+              if (n >= under_way) memory.weights.wait_full(n - under_way);
               memory.weights.wait_empty(n);
-              arrive_expecting(full, step_bytes * span());
-              if (link.whole) {
-                copy_boxes(to, link.weight_map, row + half * half_rows, step, full);
-                continue;
-              }
+              arrive_expecting(full, box_bytes * static_cast<std::uint32_t>(halves));
+              const auto copy = [&](std::uint32_t to_box, int first_row) {
+                if (link.whole) return copy_boxes(to_box, link.weight_map, first_row, step, full);
 #pragma unroll
-              for (int i = 0; i < span(); ++i)
-                copy_box(to + static_cast<std::uint32_t>(i) * step_bytes, link.weight_map,
-                         (step + i) * kStepBytes, row + half * half_rows, full);
+                for (int i = 0; i < span(); ++i)
+                  copy_box(to_box + static_cast<std::uint32_t>(i) * step_bytes, link.weight_map,
+                           (step + i) * kStepBytes, first_row, full);
+              };
+              copy(to, row + half * link.box_rows);
+              if (gated) copy(to + step_bytes, row + half * link.box_rows + up);
             }
         });
       });
 }
 
-template <int kTokens>
-__device__ inline void stream_tokens(const ChainTask& task, const ChainMemory<kTokens>& memory) {
-  using Memory = ChainMemory<kTokens>;
+template <typename Memory>
+__device__ inline void stream_tokens(const ChainTask& task, const Memory& memory) {
   std::uint32_t n = 0;
-  const std::uint32_t step_bytes = static_cast<std::uint32_t>(task.tokens) * kStepBytes;
+  std::uint32_t link_number = 0;
   for_each_tile(
       task,
       [&](int index) {
         prefetch_map(task.links[index].token_map);
         wait_for_link_ahead(task, index);
         fence_copies();
+        Progress::set(memory.progress.begun, ++link_number);
       },
-      [&](const ChainTask::Link& link, int) {
-        const int steps = link.steps;
-        with_span(link.span, [&](auto span) {
-          for (int step = 0; step < steps; step += span(), ++n) {
-            const std::uint32_t full = memory.tokens.full_of(n);
-            const std::uint32_t to = memory.tokens.stage(n);
-            memory.tokens.wait_empty(n);
-            if (link.whole) {
-              arrive_expecting(full, Memory::kTokenStep * span());
-              copy_boxes(to, link.token_map, 0, step, full);
-              continue;
-            }
-            arrive_expecting(full, step_bytes * span());
-#pragma unroll
-            for (int i = 0; i < span(); ++i)
-              copy_box(to + i * Memory::kTokenStep, link.token_map, (step + i) * kStepBytes, 0, full);
-          }
-        });
-      });
+      [&](const ChainTask::Link& link, int) { memory.bring_tokens(task, link, n); });
 }
 
-// The tokens' scales, [step][scale_place(token)], by a warp.
-template <int kTokens>
-__device__ inline void stream_scales(const ChainTask& task, const ChainMemory<kTokens>& memory, int lane) {
+// The tokens' scales, by the threads of Memory::kScaleWarps warps, of which this is the `lane`-th.
+template <typename Memory>
+__device__ inline void stream_scales(const ChainTask& task, const Memory& memory, int lane) {
   std::uint32_t n = 0;
   for_each_tile(
       task, [&](int index) { wait_for_link_ahead(task, index); },
       [&](const ChainTask::Link& link, int) {
         for (int first = 0; first < link.steps; first += kScaleSteps, ++n) {
           memory.scales.wait_empty(n);
-          float* const to = ChainMemory<kTokens>::template generic<float>(memory.scales.stage(n));
-          // A lane takes a step of all tokens: 128 bytes a token.
-          if (first + lane < link.steps) {
-            float held[kTokens];
-#pragma unroll
-            for (int t = 0; t < kTokens; ++t)
-              if (t < task.tokens) held[t] = __ldcg(link.token_scales + t * link.steps + first + lane);
-#pragma unroll
-            for (int t = 0; t < kTokens; ++t)
-              if (t < task.tokens) to[lane * kTokens + scale_place<kTokens>(t)] = held[t];
-          }
+          memory.bring_scales(task, link, memory.scales.stage(n), first, lane);
           arrive(memory.scales.full_of(n));
         }
       });

@@ -1,4 +1,4 @@
-// What the host hands to the kernel of fp8_chain.cu.
+// What the host hands to the kernels of a chain.
 #pragma once
 
 #include <cuda.h>
@@ -17,10 +17,10 @@ enum class LinkKind : std::uint8_t { kLinear, kGated, kNorm };
 
 struct ChainTask {
   // A tile is `rows` weight rows and all tokens. Of a gated one these are 128 of gate and, out / 2 further
-  // down, 128 of up.
+  // down, 128 of up, which come in halves.
   struct Link {
     CUtensorMap weight_map;  // boxes of `box_rows` rows × 128 bytes
-    CUtensorMap token_map;   // boxes of all tokens × 128 bytes
+    CUtensorMap token_map;   // boxes of token_rows × 128 bytes
     const float* weight_scales;
     const std::int32_t* scale_rows;
     const float* token_scales;
@@ -40,13 +40,15 @@ struct ChainTask {
     int out, steps;  // N, and 128-column blocks of K
     int rows, box_rows;
     int tiles;
-    int span;   // steps of a stage
-    int parts;  // that are counted when they are done, where the next link waits for that
+    int span;          // steps of a stage
+    int padded_steps;  // that are copied and multiplied
+    int parts;         // that are counted when they are done, where the next link waits for that
     bool awaited;
   };
   Link links[kMaxChainLinks];
   int count;
   int tokens;
+  int token_rows;        // that a copy of tokens brings: `tokens`, or some more
   std::uint32_t* state;  // [kMaxChainLinks] parts done, then blocks that have left
   bf16* handover;        // [tokens, cols] of what the next norm adds, each kNotYet until it is there
 };
@@ -54,9 +56,13 @@ struct ChainTask {
 // Of shared memory; a stage of weights holds 128 rows of a step, or fewer rows of several.
 inline constexpr std::uint32_t kChainWeightStage = 128 * 128;
 inline constexpr int kChainSpan = 4;  // most steps of a stage
-constexpr int chain_weight_stages(int tokens) { return tokens == 8 ? 11 : 9; }
-constexpr int chain_token_stages(int tokens) { return tokens == 8 ? 8 : 6; }
+// Of the kernel for more than kNarrowChainTokens: steps of a stage of tokens, and those that a linear tile
+// takes at once.
+inline constexpr int kTallTokenSpan = 2;
+inline constexpr int kTallStepsAtOnce = 4;
 
-void launch_chain(const ChainTask& task, int kernel_tokens, int blocks, bool early, cudaStream_t stream);
+// For up to 8, up to kNarrowChainTokens, and up to kMaxChainTokens tokens.
+void launch_narrow_chain(const ChainTask& task, int blocks, bool early, cudaStream_t stream);
+void launch_tall_chain(const ChainTask& task, int blocks, bool early, cudaStream_t stream);
 
 }  // namespace octavo::cuda

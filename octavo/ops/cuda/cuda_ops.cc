@@ -10,6 +10,7 @@
 #include "octavo/base/error.h"
 #include "octavo/ops/cuda/bf16_gemm.h"
 #include "octavo/ops/cuda/gemm.h"
+#include "octavo/ops/cuda/gemm_launch.h"
 #include "octavo/ops/cuda/gemm_plan.h"
 #include "octavo/ops/cuda/plain_linear.h"
 
@@ -62,7 +63,10 @@ std::string why_no_gpu() {
 
 CudaOps::CudaOps(Fp8Kernels fp8_kernels) {
   if (const std::string reason = why_no_gpu(); !reason.empty()) fail("{}", reason);
-  if (fp8_kernels == Fp8Kernels::kCublasLt) cublaslt_ = std::make_unique<CublasLt>();
+  if (fp8_kernels == Fp8Kernels::kCublasLt)
+    cublaslt_ = std::make_unique<CublasLt>();
+  else
+    chain_state_ = ChainState::claim();
   cudaDeviceProp prop{};
   check(cudaGetDeviceProperties(&prop, 0), "device query");
   name_ = fmt::format("cuda {}", prop.name);
@@ -282,15 +286,16 @@ void CudaOps::gated_linear(const Activation& x, std::int64_t tokens, const Linea
   Ops::gated_linear(x, tokens, gate_up, wide, out);
 }
 
-static_assert(kMaxChainTokens <= Activation::kLeastTokens);
+static_assert(kNarrowChainTokens <= Activation::kLeastTokens);
 
 bool CudaOps::takes_chain(const BetweenAttentions& b, std::int64_t tokens) const {
-  if (chain_state_ == nullptr || tokens > kMaxChainTokens || cublaslt_ != nullptr || b.o->out > kMaxChainNorm)
+  if (chain_state_ == nullptr || tokens > std::min<std::int64_t>(kMaxChainTokens, multiprocessors()) ||
+      cublaslt_ != nullptr || b.o->out > kMaxChainNorm)
     return false;
   const auto fp8 = [](const LinearWeight* weight) {
     return weight->precision == Precision::kFP8 && weight->in % 16 == 0;
   };
-  return fp8(b.o) && fp8(b.gate_up) && fp8(b.down) && takes_gated(b.gate_up->out, tokens) &&
+  return fp8(b.o) && fp8(b.gate_up) && fp8(b.down) && b.gate_up->out % (2 * kBlock) == 0 &&
          b.gated.cols * 2 == b.gate_up->out && b.mlp_in.cols == b.o->out &&
          (b.qkv == nullptr || (fp8(b.qkv) && b.attention_in.cols == b.down->out));
 }

@@ -15,6 +15,13 @@ using Link = ChainTask::Link;
 
 std::atomic<bool> claimed = false;
 
+bool is_narrow(std::int64_t tokens) { return tokens <= kNarrowChainTokens; }
+// Those that a copy brings: whole swizzle patterns of eight. Rows beyond the matrix are dear, so where they
+// may be more than a few, x has room for them.
+int rows_of_tokens(std::int64_t tokens) {
+  const auto rows = static_cast<int>((tokens + 7) / 8 * 8);
+  return is_narrow(tokens) && rows > 8 ? static_cast<int>(kNarrowChainTokens) : rows;
+}
 int steps_of(std::int64_t cols) { return static_cast<int>(blocks_of(cols)); }
 
 void set_gemm(Link& link, const Fp8Gemm& g, std::int64_t tokens, const void* y, std::int64_t y_stride) {
@@ -28,19 +35,23 @@ void set_gemm(Link& link, const Fp8Gemm& g, std::int64_t tokens, const void* y, 
                   .y = y,
                   .y_stride = y_stride});
   link.whole = g.in % kBlock == 0;
-  if (link.whole) {
-    link.weight_map = stage_map(g.weight, g.out, g.in, link.box_rows, link.span);
-    link.token_map = stage_map(g.x, tokens <= 8 ? 8 : 16, g.in, tokens <= 8 ? 8 : 16, link.span);
-  } else {
-    link.weight_map = tensor_map(g.weight, 1, g.out, g.in, link.box_rows);
-    link.token_map = tensor_map(g.x, 1, tokens, g.in, static_cast<int>(tokens));
-  }
+  const int token_rows = rows_of_tokens(tokens);
+  const std::int64_t x_rows = is_narrow(tokens) ? token_rows : tokens;
+  link.weight_map = link.whole ? stage_map(g.weight, g.out, g.in, link.box_rows, link.span)
+                               : tensor_map(g.weight, 1, g.out, g.in, link.box_rows);
+  link.token_map =
+      link.whole ? stage_map(g.x, x_rows, g.in, token_rows, is_narrow(tokens) ? link.span : kTallTokenSpan)
+                 : tensor_map(g.x, 1, x_rows, g.in, token_rows);
   link.weight_scales = g.weight_scales;
   link.scale_rows = g.scale_rows;
   link.token_scales = g.x_scales;
   link.bias = g.bias;
   link.out = static_cast<int>(g.out);
   link.steps = steps_of(g.in);
+  const int at_once = is_narrow(tokens)               ? link.span
+                      : link.kind == LinkKind::kGated ? kTallTokenSpan
+                                                      : kTallStepsAtOnce;
+  link.padded_steps = (link.steps + at_once - 1) / at_once * at_once;
   link.tiles = link.parts = static_cast<int>(g.out + link.rows - 1) / link.rows;
 }
 void set_result(Link& link, const Activation& result) {
@@ -60,7 +71,7 @@ void set(Link& link, const Fp8Gemm& g, std::int64_t tokens) {
 void set(Link& link, const GatedLink& of, std::int64_t tokens) {
   link.kind = LinkKind::kGated;
   link.rows = 2 * kBlock;
-  link.box_rows = kBlock;
+  link.box_rows = kBlock / 2;
   link.span = 1;
   set_result(link, of.gated);
   set_gemm(link, of.gemm, tokens, of.gated.data, of.gemm.out);
@@ -79,7 +90,11 @@ void set(Link& link, const NormLink& of, std::int64_t tokens) {
 }  // namespace
 
 std::unique_ptr<ChainState> ChainState::claim() {
-  if (claimed.exchange(true)) return nullptr;
+  int device = 0;
+  int mps = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&mps, cudaDevAttrMpsEnabled, device), "MPS");
+  if (mps != 0 || claimed.exchange(true)) return nullptr;
   try {
     return std::unique_ptr<ChainState>(new ChainState);
   } catch (...) {
@@ -96,10 +111,12 @@ void run_chain(std::span<const ChainLink> links, std::int64_t tokens, const Chai
                cudaStream_t stream) {
   assert(!links.empty() && links.size() <= kMaxChainLinks && tokens <= kMaxChainTokens);
   assert(state != nullptr || links.size() == 1);
+  assert(!std::holds_alternative<NormLink>(links[0]));
   if (tokens == 0) return;
   ChainTask task{};
   task.count = static_cast<int>(links.size());
   task.tokens = static_cast<int>(tokens);
+  task.token_rows = rows_of_tokens(tokens);
   if (state != nullptr) {
     task.state = state->counts_.data<std::uint32_t>();
     task.handover = state->handover_.data<bf16>();
@@ -111,6 +128,7 @@ void run_chain(std::span<const ChainLink> links, std::int64_t tokens, const Chai
     const auto* const norm = i + 1 < links.size() ? std::get_if<NormLink>(&links[i + 1]) : nullptr;
     link.awaited = i + 1 < links.size() && norm == nullptr;
     if (norm != nullptr) {
+      assert(std::holds_alternative<Fp8Gemm>(links[i]));
       Fp8Gemm handed = std::get<Fp8Gemm>(links[i]);
       assert(handed.out == norm->out.cols);
       handed.y = task.handover;
@@ -126,7 +144,7 @@ void run_chain(std::span<const ChainLink> links, std::int64_t tokens, const Chai
   assert(tokens <= multiprocessors());  // a norm's tokens take a block of threads each
   // Of a chain every multiprocessor has a block, whose weights may come while others work.
   const int blocks = task.count > 1 ? multiprocessors() : std::min(tiles, multiprocessors());
-  launch_chain(task, tokens <= 8 ? 8 : 16, blocks, early, stream);
+  (is_narrow(tokens) ? launch_narrow_chain : launch_tall_chain)(task, blocks, early, stream);
 }
 
 }  // namespace octavo::cuda

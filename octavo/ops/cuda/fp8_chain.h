@@ -17,16 +17,19 @@
 
 namespace octavo::cuda {
 
-inline constexpr std::int64_t kMaxChainTokens = 16;
+inline constexpr std::int64_t kMaxChainTokens = 64;
+// Up to so many, a layer's x must have room for as many tokens, whatever is in the rest.
+inline constexpr std::int64_t kNarrowChainTokens = 16;
 inline constexpr int kMaxChainLinks = 6;
 
-// As fp8_gemm_gated().
+// silu(gate) · up, quantized, as fp8_gemm_gated(). Of gate and of up, every 128 rows share a row of scales.
 struct GatedLink {
   Fp8Gemm gemm;
   Activation gated;
 };
 // As add_rms_norm() of all tokens, with the link ahead's result as delta: a linear layer's, whose own y and
-// y_stride are not used.
+// y_stride are not used. `out` may lie where that layer's x does: a token's norm begins when all tiles have
+// handed over its results, which they do when they have read all of x.
 struct NormLink {
   float* residual = nullptr;
   const float* weight = nullptr;
@@ -41,10 +44,10 @@ inline constexpr std::int64_t kMaxChainNorm = 8192;  // columns
 // of them must find a place on the device: of two chains at once each might have half of the places and wait
 // for the rest for ever. (A cooperative launch would promise the places, but costs 1 us a chain.) So a
 // process has one state at a time, whose chains follow each other in one stream. Processes take turns on a
-// device by themselves, other than under MPS, where only one may run chains.
+// device by themselves, other than under MPS, where there is none.
 class ChainState {
  public:
-  // Null while there is another.
+  // Null while there is another, and under MPS.
   static std::unique_ptr<ChainState> claim();
   ~ChainState();
   ChainState(const ChainState&) = delete;
@@ -56,9 +59,8 @@ class ChainState {
   DeviceBuffer counts_, handover_;
 };
 
-// Launches `links`, at most kMaxChainLinks, of `tokens` <= kMaxChainTokens. A layer's x must have rows for
-// kMaxChainTokens, whatever is in those beyond `tokens`; its `tokens` is not looked at. `state` may be null
-// for one link. Throws Error as fp8_gemm() does.
+// Launches `links`, at most kMaxChainLinks, of `tokens` <= kMaxChainTokens; a layer's own `tokens` is not
+// looked at. `state` may be null for one link. Throws Error as fp8_gemm() does.
 void run_chain(std::span<const ChainLink> links, std::int64_t tokens, const ChainState* state,
                cudaStream_t stream);
 

@@ -38,10 +38,6 @@ void launch_narrow(const GemmTask& task, const GemmPlan& plan, bool early, cudaS
   run(task, plan.shared_bytes(), early, stream);
 }
 
-}  // namespace
-
-namespace {
-
 template <std::size_t kDims>
 CUtensorMap encode(const void* data, int element_bytes, const cuuint64_t (&sizes)[kDims],
                    const cuuint64_t (&strides)[kDims - 1], const cuuint32_t (&box)[kDims]) {

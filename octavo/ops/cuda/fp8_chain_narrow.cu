@@ -1,15 +1,8 @@
-// The kernel of a chain, persistent and warp-specialized. In a block of threads
-//   - one warp streams the weights of all links into a ring of shared memory and waits for nothing but room
-//     in it: they travel while links, and the kernel ahead (programmatic dependent launch), end;
-//   - one warp waits for the link ahead, then streams the tokens, another their scales;
-//   - of four warpgroups three multiply a linear tile's stages in turns, weights on the 64-row side of wgmma,
-//     and the fourth adds up what they leave, so that blocks are added in rising order though several are
-//     multiplied at a time. A gated tile's 256 rows are shared out among the four, each of which adds up its
-//     own. All of them together compute a norm.
-// The links' order is kept by counts in memory; what a norm adds is handed over without one (kNotYet), since
-// a release takes 2 us while weights are on their way.
-#include "octavo/ops/cuda/chain_rings.cuh"
-#include "octavo/ops/cuda/norm_row.cuh"
+// The chain of up to 16 tokens. Three of four warpgroups multiply a linear tile's stages in turns, weights on
+// the 64-row side of wgmma, and the fourth adds up what they leave, so that blocks are added in rising order
+// though several are multiplied at a time. A gated tile's 256 rows are shared out among the four, each of
+// which adds up its own.
+#include "octavo/ops/cuda/chain_kernel.cuh"
 #include "octavo/ops/cuda/silu.cuh"
 
 namespace octavo::cuda {
@@ -17,16 +10,17 @@ namespace {
 
 // A warp of the computing warpgroups.
 template <int kTokens>
-struct ChainComputer {
+struct NarrowChain {
   static constexpr int kSums = kTokens / 2;  // a thread's share of 64 rows
   using Sums = float[kSums];
   using Scales = float[kTokens / 4];  // of this thread's tokens
-  using Memory = ChainMemory<kTokens>;
+  using Memory = NarrowChainMemory<kTokens>;
 
   const ChainTask& task;
   const Memory& memory;
   int warp, lane;
   std::uint32_t weights = 0, tokens = 0, scales = 0, blocks = 0;  // stages of the rings so far
+  std::uint32_t links = 0;                                        // that have been computed
 
   // Of a tile this warp adds up sixteen rows, for all tokens or (kHalf) for eight of sixteen: the first row,
   // its place in the tile, whether they are in the matrix, and the first token.
@@ -45,10 +39,16 @@ struct ChainComputer {
 
   template <bool kHalf>
   __device__ void begin_tile(const ChainTask::Link& link, int tile) {
-    inside = (kHalf ? warp % 2 : warp % 4) * 16 + (link.kind == LinkKind::kGated ? group() * 64 : 0);
+    inside = (kHalf ? warp % 2 : warp % 4) * 16;
     first_token = kHalf ? warp % 4 / 2 * 8 : 0;
-    row = tile * link.box_rows + inside;
-    if (inside >= link.box_rows) row += link.out / 2 - kGatedRows;
+    if (link.kind == LinkKind::kGated) {
+      const int up = group() % 2;
+      inside += group() / 2 * 64;
+      row = tile * kGatedRows + inside + up * (link.out / 2);
+      inside += up * kGatedRows;
+    } else {
+      row = tile * link.box_rows + inside;
+    }
     live = inside < link.rows && row < link.out;
     row_scales =
         link.weight_scales + static_cast<std::int64_t>(live ? link.scale_rows[row / 16] : 0) * link.steps;
@@ -76,7 +76,7 @@ struct ChainComputer {
   __device__ void read_scales(Scales& to, int step) const {
     const float weight = __shfl_sync(0xffffffffU, held_scale, step);
     const float* const from =
-        Memory::template generic<float>(token_scales + static_cast<std::uint32_t>(step * kTokens) * 4);
+        from_shared<float>(token_scales + static_cast<std::uint32_t>(step * kTokens) * 4);
     if constexpr (kTokens == 8 || kHalf) {
       const float2 s = *reinterpret_cast<const float2*>(from);
       to[0] = __fmul_rn(s.x, weight), to[1] = __fmul_rn(s.y, weight);
@@ -101,34 +101,10 @@ struct ChainComputer {
     }
   }
 
-  // Begins the block sums of kCount matrices of 64 rows; beyond K they are zero.
-  template <int kCount, int kColumns>
-  __device__ static void begin_products(float (&d)[kCount][kColumns / 2], std::uint32_t rows,
-                                        std::uint32_t rows_apart, std::uint32_t x, std::uint32_t x_apart) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) pin(d[i]);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const std::uint64_t a = matrix_descriptor(rows + static_cast<std::uint32_t>(i) * rows_apart);
-      const std::uint64_t b = matrix_descriptor(x + static_cast<std::uint32_t>(i) * x_apart);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) wgmma_e4m3<kColumns>(d[i], a + k * 2, b + k * 2, k > 0);
-    }
-    wgmma_commit();
-  }
-  template <int kCount, int kSize>
-  __device__ static void end_products(float (&d)[kCount][kSize]) {
-    wgmma_wait<0>();
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) pin(d[i]);
-  }
-
   // Where thread `thread` of kThreadsApart leaves a step's sums of a stage, four of them every kThreadsApart.
   template <int kThreadsApart>
   __device__ float4* block_sums(std::uint32_t n, int step, int thread) const {
-    return Memory::template generic<float4>(memory.blocks.stage(n)) + step * (kSums / 4) * kThreadsApart +
-           thread;
+    return from_shared<float4>(memory.blocks.stage(n)) + step * (kSums / 4) * kThreadsApart + thread;
   }
   // Waits for the n-th stage's operands and says, once they have been read, that they have.
   __device__ void wait_for_operands(std::uint32_t w, std::uint32_t x) const {
@@ -221,7 +197,7 @@ struct ChainComputer {
     weights += stages;
     tokens += stages;
   }
-  // A gated tile, of which each warpgroup has 64 rows: stages are gate's rows of a step, then up's.
+  // A gated tile, of which each warpgroup has 64 rows of gate or of up, which is half of a stage.
   __device__ void sum_gated(int steps) {
     const std::uint32_t half = static_cast<std::uint32_t>(group() % 2) * (64 * kStepBytes);
     for (int first = 0; first < steps; first += kScaleSteps) {
@@ -245,10 +221,6 @@ struct ChainComputer {
     tokens += static_cast<std::uint32_t>(steps);
   }
 
-  // Two neighbouring rows' results of a token. Handed over to a norm, each is what it waits for.
-  __device__ static void put(std::uint32_t* to, std::uint32_t rows) {
-    asm volatile("st.relaxed.gpu.u32 [%0], %1;" ::"l"(to), "r"(rows) : "memory");
-  }
   // To `y`, whose tokens are `stride` apart and whose first row is `first_row`. A lane holds two neighbouring
   // tokens of a row (lane / 4, and eight further down); transposed, two neighbouring rows of a token.
   template <bool kHalf>
@@ -272,9 +244,9 @@ struct ChainComputer {
   }
   // silu(gate) · up of the tile, quantized: 128 columns of the result, which are one group of each token.
   __device__ void store_gated(const ChainTask::Link& link, int tile) const {
-    bf16* const results = Memory::template generic<bf16>(memory.blocks.data);
+    bf16* const results = from_shared<bf16>(memory.blocks.data);
     store<false>(link, results, 2 * kGatedRows, inside);
-    sync_all();
+    sync_computing();
     const int token = (warp * 32 + lane) / kLanesPerGroup;
     if (token >= kTokens) return;
     const int column = lane % kLanesPerGroup * 8;
@@ -293,16 +265,12 @@ struct ChainComputer {
     if (column == 0) link.gated_scales[token * blocks_of(cols) + tile] = scale.scale;
   }
 
-  // Threads that compute: of all warpgroups, or of this one.
-  __device__ static void sync_all() { asm volatile("bar.sync 1, %0;" ::"n"(kComputeThreads) : "memory"); }
   __device__ static void sync_adders() { asm volatile("bar.sync 2, 128;" ::: "memory"); }
-  // A part of the link has been written, by the threads that `sync` waits for, of which one is `first`.
-  template <typename Sync>
-  __device__ void say_done(int index, const Sync& sync, bool first) const {
-    sync();
-    if (first && task.links[index].awaited) count_up(task.state + index);
-  }
 
+  __device__ void linear(int index, const ChainTask::Link& link) {
+    link.span == kChainSpan ? linear<kChainSpan, true>(index, link)
+                            : linear<kChainSpan / 2, false>(index, link);
+  }
   template <int kSpan, bool kPaired>
   __device__ void linear(int index, const ChainTask::Link& link) {
     for (int tile = static_cast<int>(blockIdx.x); tile < link.tiles; tile += static_cast<int>(gridDim.x)) {
@@ -314,134 +282,31 @@ struct ChainComputer {
       constexpr bool kHalf = kPaired && kTokens == 16;  // 32 rows leave two of four warps free
       begin_tile<kHalf>(link, tile);
       add_stages<kSpan, kPaired, kHalf>(link.steps);
+      if (warp % 4 == 0 && lane == 0) memory.progress.say_computed(link, tile, links);
       store<kHalf>(link, link.y, link.y_stride, row);
-      say_done(index, sync_adders, warp % 4 == 0 && lane == 0);
+      sync_adders();
+      if (warp % 4 == 0 && lane == 0) say_done(task, index);
     }
+    if (static_cast<int>(blockIdx.x) < link.tiles) ++links;
   }
   __device__ void gated(int index, const ChainTask::Link& link) {
     for (int tile = static_cast<int>(blockIdx.x); tile < link.tiles; tile += static_cast<int>(gridDim.x)) {
       begin_tile<false>(link, tile);
       sum_gated(link.steps);
+      if (warp == 0 && lane == 0) memory.progress.say_computed(link, tile, links);
       store_gated(link, tile);
-      say_done(index, sync_all, warp == 0 && lane == 0);
+      sync_computing();
+      if (warp == 0 && lane == 0) say_done(task, index);
     }
-  }
-  // The link ahead's result is waited for by itself: what is not there yet is kNotYet, which no result is,
-  // and is made so again.
-  template <int kVectors>
-  __device__ void norm(int index, const ChainTask::Link& link) {
-    const int token = norm_token();
-    if (token >= task.tokens) return;
-    const NormTask norm_task{link.residual,     link.norm_weight, link.eps,  link.gated,
-                             link.gated_scales, link.cols,        link.pow2, nullptr};
-    const int thread = warp * 32 + lane;
-    const NormRow<kVectors> row(norm_task, thread);
-    wait_for_previous_kernel();
-    auto* const handed =
-        reinterpret_cast<uint4*>(task.handover + static_cast<std::int64_t>(token) * link.cols);
-    row.run(token, kComputeThreads, memory.of_warp, sync_all, [&](int column, float(&d)[8]) {
-      const uint4 got = take_handed(handed + column / 8);
-      unpack8(got, d);
-      return true;
-    });
-    say_done(index, sync_all, thread == 0);
-  }
-  // Eight results, once they are there.
-  __device__ static uint4 take_handed(uint4* from) {
-    uint4 got;
-    // A loop in C++ around the load keeps nvcc 13.0's optimizer busy for ever.
-    asm volatile(
-        "{\n.reg .pred not_yet;\n"
-        "again:\n"
-        "ld.relaxed.gpu.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-        "setp.eq.u32 not_yet, %0, %5;\n"
-        "setp.eq.or.u32 not_yet, %1, %5, not_yet;\n"
-        "setp.eq.or.u32 not_yet, %2, %5, not_yet;\n"
-        "setp.eq.or.u32 not_yet, %3, %5, not_yet;\n"
-        "@not_yet bra again;\n}"
-        : "=&r"(got.x), "=&r"(got.y), "=&r"(got.z), "=&r"(got.w)
-        : "l"(from), "n"(kNotYet)
-        : "memory");
-    *from = {kNotYet, kNotYet, kNotYet, kNotYet};
-    return got;
-  }
-
-  __device__ void run() {
-    for (int index = 0; index < task.count; ++index) {
-      const ChainTask::Link& link = task.links[index];
-      if (link.kind == LinkKind::kGated)
-        gated(index, link);
-      else if (link.kind == LinkKind::kNorm)
-        norm_vectors(link.cols) == 1 ? norm<1>(index, link) : norm<2>(index, link);
-      else
-        link.span == kChainSpan ? linear<kChainSpan, true>(index, link)
-                                : linear<kChainSpan / 2, false>(index, link);
-    }
+    if (static_cast<int>(blockIdx.x) < link.tiles) ++links;
   }
 };
 
-template <int kTokens>
-__global__ void __launch_bounds__(kThreads, 1) chain_kernel(const __grid_constant__ ChainTask task) {
-  extern __shared__ std::uint8_t shared[];
-  const ChainMemory<kTokens> memory(shared);
-  const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (threadIdx.x == 0) memory.init();
-  __syncthreads();
-
-  if (warp >= kReaders) {
-    give_registers<kCopyRegisters>();
-    const int role = warp - kReaders;
-    if (role == 0) {
-      if (lane == 0) stream_weights(task, memory);
-    } else if (role == 1) {
-      wait_for_previous_kernel();
-      if (lane == 0) {
-        let_next_kernel_start();
-        stream_tokens(task, memory);
-      }
-    } else if (role == 2) {
-      wait_for_previous_kernel();
-      stream_scales(task, memory, lane);
-    }
-    __syncwarp();
-  } else {
-    take_registers<kComputeRegisters>();
-    ChainComputer<kTokens>{task, memory, warp, lane}.run();
-  }
-  if (task.count == 1) return;
-  // Whoever leaves last leaves the state as it was found: nobody waits for it any more.
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  std::uint32_t* const left = task.state + kMaxChainLinks;
-  if (atomicAdd(left, 1U) + 1 != gridDim.x) return;
-  for (int i = 0; i <= kMaxChainLinks; ++i) task.state[i] = 0;
-}
-
-template <int kTokens>
-void launch(const ChainTask& task, int blocks, bool early, cudaStream_t stream) {
-  constexpr auto kKernel = chain_kernel<kTokens>;
-  constexpr std::size_t kBytes = ChainMemory<kTokens>::kBytes;
-  static const cudaError_t raised =
-      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
-  check(raised, "shared memory of a chain");
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kKernel, task), "chain of linear layers");
-}
-
 }  // namespace
 
-void launch_chain(const ChainTask& task, int kernel_tokens, int blocks, bool early, cudaStream_t stream) {
-  kernel_tokens == 8 ? launch<8>(task, blocks, early, stream) : launch<16>(task, blocks, early, stream);
+void launch_narrow_chain(const ChainTask& task, int blocks, bool early, cudaStream_t stream) {
+  task.token_rows == 8 ? launch_chain<NarrowChain<8>>(task, blocks, early, stream)
+                       : launch_chain<NarrowChain<16>>(task, blocks, early, stream);
 }
 
 }  // namespace octavo::cuda
