@@ -305,25 +305,6 @@ TEST_F(GpuGemm, OverlappingLaunchesWaitForTheirInput) {
   cudaStreamDestroy(stream);
 }
 
-// As many for each of the kernels.
-std::int64_t random_chain_tokens(GpuRandom& random) {
-  const bool narrow = random.in(0, 1) == 0;
-  return narrow ? random.in(1, cuda::kNarrowChainTokens)
-                : random.in(cuda::kNarrowChainTokens + 1, cuda::kMaxChainTokens);
-}
-// What a GatedLink stands for, as one operation or, where that does not take so many tokens, as two.
-void gated(const cuda::GatedLink& link, cudaStream_t stream) {
-  if (cuda::fp8_gemm_takes_gated(link.gemm, link.gated))
-    return cuda::fp8_gemm_gated(link.gemm, link.gated, stream);
-  cuda::Fp8Gemm wide = link.gemm;
-  const DeviceBuffer y(static_cast<std::size_t>(wide.tokens * wide.out) * sizeof(bf16));
-  wide.y = y.data<bf16>();
-  wide.y_stride = wide.out;
-  cuda::fp8_gemm(wide, stream);
-  cuda::silu_mul(wide.y, wide.tokens, wide.out, wide.out / 2, link.gated, stream);
-  cuda::check(cudaStreamSynchronize(stream), "gated");
-}
-
 // What a chain writes: a step's share of a layer after attention, and the next layer's q|k|v.
 struct ChainOutput {
   DeviceBuffer delta;  // of the links as kernels of their own
@@ -348,8 +329,8 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
   cuda::check(cudaStreamCreate(&stream), "stream");
   for (int round = 0; round < 16; ++round) {
     const bool llama = round == 0;
-    const std::int64_t m = random_chain_tokens(random_);
-    const std::int64_t room = std::max(m, cuda::kNarrowChainTokens);
+    const std::int64_t m = random_.in(1, cuda::kMaxChainTokens);
+    constexpr std::int64_t room = cuda::kMaxChainTokens;
     const std::int64_t hidden = llama ? 4096 : round == 1 ? 8192 : 16 * random_.in(1, 300);
     // Now and then more gated tiles than a device has multiprocessors.
     const std::int64_t inter =
@@ -361,9 +342,6 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
     Problem o(random_, room, hidden, heads, false);
     o.m = m;
     Problem gate_up(random_, m, 2 * inter, hidden, round % 3 == 0);
-    for (std::size_t i = 0; i < gate_up.scale_rows.size(); ++i)
-      gate_up.scale_rows[i] = gate_up.scale_rows[i / 8 * 8];
-    gate_up.device_scale_rows = to_device(gate_up.scale_rows);
     Problem down(random_, m, hidden, inter, false);
     Problem next(random_, m, qkv, hidden, true);
     // Scales that keep values in range.
@@ -419,7 +397,7 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
       if (const auto* gemm = std::get_if<cuda::Fp8Gemm>(&link)) {
         cuda::fp8_gemm(*gemm, stream);
       } else if (const auto* of = std::get_if<cuda::GatedLink>(&link)) {
-        gated(*of, stream);
+        cuda::fp8_gemm_gated(of->gemm, of->gated, stream);
       } else {
         const auto& n = std::get<cuda::NormLink>(link);
         cuda::add_rms_norm(n.residual, want.delta.data<bf16>(), hidden, m, n.weight, n.eps, n.out, nullptr,
@@ -441,11 +419,11 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
 // One layer as a chain, against FP64 too.
 TEST_F(GpuGemm, AChainOfOneLayer) {
   for (int round = 0; round < 40; ++round) {
-    const std::int64_t m = random_chain_tokens(random_);
+    const std::int64_t m = random_.in(1, cuda::kMaxChainTokens);
     const std::int64_t n = 16 * random_.in(1, round % 4 == 0 ? 1200 : 60);
     const std::int64_t k = 16 * random_.in(1, 90);
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " N " << n << " K " << k);
-    Problem problem(random_, std::max(m, cuda::kNarrowChainTokens), n, k, round % 3 == 0);
+    Problem problem(random_, cuda::kMaxChainTokens, n, k, round % 3 == 0);
     problem.m = m;
     const auto y = problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) {
       const cuda::ChainLink link = gemm;

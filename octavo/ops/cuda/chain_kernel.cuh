@@ -1,11 +1,9 @@
-// The kernels of chains, persistent and warp-specialized. In a block of threads
-//   - one warp streams the weights of all links into a ring of shared memory, a few copies at a time, and
-//   waits
-//     for no link (but see stream_weights()): they travel while links, and the kernel ahead (programmatic
-//     dependent launch), end;
-//   - one warp waits for the link ahead, then streams the tokens, one or two others their scales;
-//   - four warpgroups compute: how they share out a layer's tiles is fp8_chain_narrow.cu's and
-//     fp8_chain_tall.cu's matter; a norm's row all of them compute together.
+// The kernel of a chain, persistent and warp-specialized. In a block of threads
+//   - one warp streams the weights of all links into a ring of shared memory, a few copies at a time: they
+//     travel while links end, and while the kernel ahead does (programmatic dependent launch);
+//   - one warp waits for the link ahead, then streams the tokens, another their scales;
+//   - four warpgroups compute: fp8_chain.cu says how they share out a layer's tiles; a norm's row all of them
+//     compute together.
 // The links' order is kept by counts in memory; what a norm adds is handed over without one (kNotYet), since
 // a release waits for the copies of weights under way (docs/results/gpu-gemm.md).
 #pragma once
@@ -40,9 +38,8 @@ __device__ inline uint4 take_handed(uint4* from) {
 }
 
 // Begins the block sums d[i] of kCount steps, a's 64 rows times b's kColumns; beyond K they are zero. Of
-// both, the steps' matrices lie `apart` bytes apart in shared memory, and groups of eight rows of b
-// kEightsApart.
-template <int kCount, int kColumns, std::uint32_t kEightsApart = 1024>
+// both, the steps' matrices lie `apart` bytes apart in shared memory.
+template <int kCount, int kColumns>
 __device__ inline void begin_products(float (&d)[kCount][kColumns / 2], std::uint32_t a,
                                       std::uint32_t a_apart, std::uint32_t b, std::uint32_t b_apart) {
 #pragma unroll
@@ -51,16 +48,16 @@ __device__ inline void begin_products(float (&d)[kCount][kColumns / 2], std::uin
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const std::uint64_t a_of = matrix_descriptor(a + static_cast<std::uint32_t>(i) * a_apart);
-    const std::uint64_t b_of = matrix_descriptor<kEightsApart>(b + static_cast<std::uint32_t>(i) * b_apart);
+    const std::uint64_t b_of = matrix_descriptor(b + static_cast<std::uint32_t>(i) * b_apart);
 #pragma unroll
     for (int k = 0; k < 4; ++k) wgmma_e4m3<kColumns>(d[i], a_of + k * 2, b_of + k * 2, k > 0);
   }
   wgmma_commit();
 }
-// Waits for them; kPending groups begun later may still be under way.
-template <int kPending = 0, int kCount, int kSize>
+// Waits for them.
+template <int kCount, int kSize>
 __device__ inline void end_products(float (&d)[kCount][kSize]) {
-  wgmma_wait<kPending>();
+  wgmma_wait<0>();
 #pragma unroll
   for (int i = 0; i < kCount; ++i) pin(d[i]);
 }
@@ -117,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, 1) chain_kernel(const __grid_constan
         let_next_kernel_start();
         stream_tokens(task, memory);
       }
-    } else if (role - 2 < Memory::kScaleWarps) {
+    } else if (role - 2 < kScaleWarps) {
       wait_for_previous_kernel();
       stream_scales(task, memory, (role - 2) * 32 + lane);
     }
@@ -147,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 1) chain_kernel(const __grid_constan
 }
 
 template <typename Computer>
-void launch_chain(const ChainTask& task, int blocks, bool early, cudaStream_t stream) {
+void launch_chain_of(const ChainTask& task, int blocks, bool early, cudaStream_t stream) {
   constexpr auto kKernel = chain_kernel<Computer>;
   constexpr std::size_t kBytes = Computer::Memory::kBytes;
   static const cudaError_t raised =

@@ -17,6 +17,7 @@ constexpr int kReaders = kGroups * 4;  // warps
 constexpr int kComputeRegisters = 104;
 constexpr int kCopyRegisters = 64;
 constexpr int kScaleSteps = 32;  // of a stage of scales
+constexpr int kScaleWarps = 1;   // that copy them
 constexpr int kMultipliers = 3;  // warpgroups that multiply a linear tile
 // Copies of weights under way at a time: as many as it takes to keep memory busy. More only stand in the way
 // of everything else that a multiprocessor reads, and of a release, which waits for them.
@@ -42,7 +43,7 @@ __device__ inline void with_span(int span, const Stream& stream) {
 // How far a block is, in links of which it has tiles: so many computed, and of so many the tokens begun.
 // Hints between its warps.
 struct Progress {
-  static constexpr std::uint32_t kBytes = 16;  // a multiple, for what lies behind
+  static constexpr std::uint32_t kBytes = 16;  // so that what lies behind stays aligned
   std::uint32_t computed, begun;               // shared addresses
 
   __device__ void place(std::uint32_t& left) {
@@ -102,15 +103,13 @@ struct Ring {
   }
 };
 
-// Shared memory of the narrow kernel, which has kTokens of kTokens on wgmma's narrow side. Of a linear tile,
-// kMultipliers warpgroups multiply every kMultipliers-th stage and leave its block sums here for the one that
-// adds them.
+// Shared memory. Of a linear tile, kMultipliers warpgroups multiply every kMultipliers-th stage and leave its
+// block sums here for the one that adds them.
 template <int kTokens>
-struct NarrowChainMemory {
+struct ChainMemory {
   static constexpr int kWeightStages = kTokens == 8 ? 11 : 9;
   static constexpr int kTokenStages = kTokens == 8 ? 8 : 6;
   static constexpr std::uint32_t kTokenStep = kTokens * kStepBytes;
-  static constexpr int kScaleWarps = 1;
   // A stage's sums: of 32 rows kChainSpan steps, or of 64 rows half as many. A gated tile's results in bf16
   // take the same room.
   static constexpr std::uint32_t kBlockBytes = kChainSpan * 32 * kTokens * sizeof(float);
@@ -133,7 +132,7 @@ struct NarrowChainMemory {
   Progress progress;
   float* of_warp;  // [kReaders], of norms
 
-  __device__ explicit NarrowChainMemory(void* shared) {
+  __device__ explicit ChainMemory(void* shared) {
     std::uint32_t data = (shared_address(shared) + 1023) / 1024 * 1024;
     std::uint32_t barriers = data + kData;
     weights.place(data, barriers);
@@ -154,7 +153,7 @@ struct NarrowChainMemory {
     publish_barriers();
   }
   // A tile's tokens, from the n-th stage on.
-  __device__ void bring_tokens(const ChainTask&, const ChainTask::Link& link, std::uint32_t& n) const {
+  __device__ void bring_tokens(const ChainTask::Link& link, std::uint32_t& n) const {
     const int steps = link.padded_steps;
     with_span(link.span, [&](auto span) {
       for (int step = 0; step < steps; step += span(), ++n) {
@@ -186,100 +185,6 @@ struct NarrowChainMemory {
 #pragma unroll
     for (int t = 0; t < kTokens; ++t)
       if (t < task.tokens) to[scale_place<kTokens>(t)] = held[t];
-  }
-};
-
-// Shared memory of the tall kernel, which has up to 64 tokens on wgmma's 64-row side.
-struct TallChainMemory {
-  static constexpr int kScaleTokens = kMaxChainTokens;
-  static constexpr int kScaleWarps = 2;
-  using Weights = Ring<7, kChainWeightStage>;
-  using Tokens = Ring<6, kTallTokenSpan * kMaxChainTokens * kStepBytes>;
-  using Scales = Ring<2, kScaleTokens * kScaleSteps * sizeof(float)>;
-  static constexpr std::uint32_t kData = Weights::kAllBytes + Tokens::kAllBytes + Scales::kAllBytes;
-  static constexpr std::uint32_t kBarriers =
-      Weights::kBarrierBytes + Tokens::kBarrierBytes + Scales::kBarrierBytes;
-  static constexpr std::uint32_t kBytes =
-      kData + kBarriers + Progress::kBytes + (kReaders + kScaleTokens * kGroups) * sizeof(float) + 1024;
-  static_assert(kBytes <= kMaxSharedBytes);
-
-  Weights weights;
-  Tokens tokens;
-  Scales scales;
-  Progress progress;
-  float* of_warp;          // [kReaders], of norms
-  std::uint32_t* largest;  // [token][kGroups], of gated tiles
-
-  __device__ explicit TallChainMemory(void* shared) {
-    std::uint32_t data = (shared_address(shared) + 1023) / 1024 * 1024;
-    std::uint32_t barriers = data + kData;
-    weights.place(data, barriers);
-    tokens.place(data, barriers);
-    scales.place(data, barriers);
-    progress.place(barriers);
-    of_warp = from_shared<float>(barriers);
-    largest = from_shared<std::uint32_t>(barriers) + kReaders;
-  }
-  __device__ void init() const {
-    weights.init(1);
-    tokens.init(1);
-    scales.init(32 * kScaleWarps);
-    Progress::set(progress.computed, 0);
-    Progress::set(progress.begun, 0);
-    publish_barriers();
-  }
-  // A tile's tokens, from the n-th stage on.
-  __device__ void bring_tokens(const ChainTask& task, const ChainTask::Link& link, std::uint32_t& n) const {
-    const std::uint32_t step_bytes = static_cast<std::uint32_t>(task.token_rows) * kStepBytes;
-    for (int step = 0; step < link.padded_steps; step += kTallTokenSpan, ++n) {
-      const std::uint32_t full = tokens.full_of(n);
-      const std::uint32_t to = tokens.stage(n);
-      tokens.wait_empty(n);
-      arrive_expecting(full, step_bytes * kTallTokenSpan);
-      if (link.whole) {
-        copy_boxes(to, link.token_map, 0, step, full);
-        continue;
-      }
-#pragma unroll
-      for (int i = 0; i < kTallTokenSpan; ++i)
-        copy_box(to + i * step_bytes, link.token_map, (step + i) * kStepBytes, 0, full);
-    }
-  }
-  // Where a stage has a token's scale of a step: fours of steps in the order that keeps tokens apart, of
-  // which a warp reads eight at once.
-  __device__ static int scale_at(int token, int step) {
-    return token * kScaleSteps + ((step / 4) ^ (token % 8)) * 4 + step % 4;
-  }
-  // A stage of scales from the step `first` on. Beyond K they are ones. All are asked for before any is
-  // waited for: a link begins with this.
-  __device__ static void bring_scales(const ChainTask& task, const ChainTask::Link& link, std::uint32_t stage,
-                                      int first, int lane) {
-    constexpr int kFours = kScaleSteps / 4;  // of a token
-    constexpr int kLanes = 32 * kScaleWarps;
-    constexpr int kTimes = kScaleTokens * kFours / kLanes;
-    const int step = first + lane % kFours * 4;
-    const bool whole = link.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(link.token_scales) % 16 == 0;
-    float4 held[kTimes];
-#pragma unroll
-    for (int i = 0; i < kTimes; ++i) {
-      const int token = lane / kFours + i * (kLanes / kFours);
-      const float* const from = link.token_scales + token * link.steps + step;
-      const int left = token < task.tokens ? link.steps - step : 0;
-      held[i] = {1, 1, 1, 1};
-      if (whole) {
-        if (left > 0) held[i] = __ldcg(reinterpret_cast<const float4*>(from));
-        continue;
-      }
-      if (left > 0) held[i].x = __ldcg(from);
-      if (left > 1) held[i].y = __ldcg(from + 1);
-      if (left > 2) held[i].z = __ldcg(from + 2);
-      if (left > 3) held[i].w = __ldcg(from + 3);
-    }
-#pragma unroll
-    for (int i = 0; i < kTimes; ++i)
-      *from_shared<float4>(stage + static_cast<std::uint32_t>(
-                                       scale_at(lane / kFours + i * (kLanes / kFours), lane % kFours * 4)) *
-                                       4) = held[i];
   }
 };
 
@@ -367,10 +272,10 @@ __device__ inline void stream_tokens(const ChainTask& task, const Memory& memory
         fence_copies();
         Progress::set(memory.progress.begun, ++link_number);
       },
-      [&](const ChainTask::Link& link, int) { memory.bring_tokens(task, link, n); });
+      [&](const ChainTask::Link& link, int) { memory.bring_tokens(link, n); });
 }
 
-// The tokens' scales, by the threads of Memory::kScaleWarps warps, of which this is the `lane`-th.
+// The tokens' scales, by the `lane`-th thread of kScaleWarps warps.
 template <typename Memory>
 __device__ inline void stream_scales(const ChainTask& task, const Memory& memory, int lane) {
   std::uint32_t n = 0;

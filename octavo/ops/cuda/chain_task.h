@@ -1,4 +1,4 @@
-// What the host hands to the kernels of a chain.
+// What the host hands to the kernel of a chain.
 #pragma once
 
 #include <cuda.h>
@@ -48,7 +48,7 @@ struct ChainTask {
   Link links[kMaxChainLinks];
   int count;
   int tokens;
-  int token_rows;        // that a copy of tokens brings: `tokens`, or some more
+  int token_rows;        // that a copy of tokens brings, `tokens` or more: 8 or 16
   std::uint32_t* state;  // [kMaxChainLinks] parts done, then blocks that have left
   bf16* handover;        // [tokens, cols] of what the next norm adds, each kNotYet until it is there
 };
@@ -56,13 +56,8 @@ struct ChainTask {
 // Of shared memory; a stage of weights holds 128 rows of a step, or fewer rows of several.
 inline constexpr std::uint32_t kChainWeightStage = 128 * 128;
 inline constexpr int kChainSpan = 4;  // most steps of a stage
-// Of the kernel for more than kNarrowChainTokens: steps of a stage of tokens, and those that a linear tile
-// takes at once.
-inline constexpr int kTallTokenSpan = 2;
-inline constexpr int kTallStepsAtOnce = 4;
 
-// For up to 8, up to kNarrowChainTokens, and up to kMaxChainTokens tokens.
-void launch_narrow_chain(const ChainTask& task, int blocks, bool early, cudaStream_t stream);
-void launch_tall_chain(const ChainTask& task, int blocks, bool early, cudaStream_t stream);
+// Of task.token_rows 8 or 16.
+void launch_chain(const ChainTask& task, int blocks, bool early, cudaStream_t stream);
 
 }  // namespace octavo::cuda

@@ -286,7 +286,7 @@ void CudaOps::gated_linear(const Activation& x, std::int64_t tokens, const Linea
   Ops::gated_linear(x, tokens, gate_up, wide, out);
 }
 
-static_assert(kNarrowChainTokens <= Activation::kLeastTokens);
+static_assert(kMaxChainTokens <= Activation::kLeastTokens);
 
 bool CudaOps::takes_chain(const BetweenAttentions& b, std::int64_t tokens) const {
   if (chain_state_ == nullptr || tokens > std::min<std::int64_t>(kMaxChainTokens, multiprocessors()) ||

@@ -15,13 +15,8 @@ using Link = ChainTask::Link;
 
 std::atomic<bool> claimed = false;
 
-bool is_narrow(std::int64_t tokens) { return tokens <= kNarrowChainTokens; }
-// Those that a copy brings: whole swizzle patterns of eight. Rows beyond the matrix are dear, so where they
-// may be more than a few, x has room for them.
-int rows_of_tokens(std::int64_t tokens) {
-  const auto rows = static_cast<int>((tokens + 7) / 8 * 8);
-  return is_narrow(tokens) && rows > 8 ? static_cast<int>(kNarrowChainTokens) : rows;
-}
+// Those that a copy brings: whole swizzle patterns of eight, for which x has room.
+int rows_of_tokens(std::int64_t tokens) { return tokens <= 8 ? 8 : 16; }
 int steps_of(std::int64_t cols) { return static_cast<int>(blocks_of(cols)); }
 
 void set_gemm(Link& link, const Fp8Gemm& g, std::int64_t tokens, const void* y, std::int64_t y_stride) {
@@ -36,22 +31,20 @@ void set_gemm(Link& link, const Fp8Gemm& g, std::int64_t tokens, const void* y, 
                   .y_stride = y_stride});
   link.whole = g.in % kBlock == 0;
   const int token_rows = rows_of_tokens(tokens);
-  const std::int64_t x_rows = is_narrow(tokens) ? token_rows : tokens;
-  link.weight_map = link.whole ? stage_map(g.weight, g.out, g.in, link.box_rows, link.span)
-                               : tensor_map(g.weight, 1, g.out, g.in, link.box_rows);
-  link.token_map =
-      link.whole ? stage_map(g.x, x_rows, g.in, token_rows, is_narrow(tokens) ? link.span : kTallTokenSpan)
-                 : tensor_map(g.x, 1, x_rows, g.in, token_rows);
+  if (link.whole) {
+    link.weight_map = stage_map(g.weight, g.out, g.in, link.box_rows, link.span);
+    link.token_map = stage_map(g.x, token_rows, g.in, token_rows, link.span);
+  } else {
+    link.weight_map = tensor_map(g.weight, 1, g.out, g.in, link.box_rows);
+    link.token_map = tensor_map(g.x, 1, token_rows, g.in, token_rows);
+  }
   link.weight_scales = g.weight_scales;
   link.scale_rows = g.scale_rows;
   link.token_scales = g.x_scales;
   link.bias = g.bias;
   link.out = static_cast<int>(g.out);
   link.steps = steps_of(g.in);
-  const int at_once = is_narrow(tokens)               ? link.span
-                      : link.kind == LinkKind::kGated ? kTallTokenSpan
-                                                      : kTallStepsAtOnce;
-  link.padded_steps = (link.steps + at_once - 1) / at_once * at_once;
+  link.padded_steps = (link.steps + link.span - 1) / link.span * link.span;
   link.tiles = link.parts = static_cast<int>(g.out + link.rows - 1) / link.rows;
 }
 void set_result(Link& link, const Activation& result) {
@@ -144,7 +137,7 @@ void run_chain(std::span<const ChainLink> links, std::int64_t tokens, const Chai
   assert(tokens <= multiprocessors());  // a norm's tokens take a block of threads each
   // Of a chain every multiprocessor has a block, whose weights may come while others work.
   const int blocks = task.count > 1 ? multiprocessors() : std::min(tiles, multiprocessors());
-  (is_narrow(tokens) ? launch_narrow_chain : launch_tall_chain)(task, blocks, early, stream);
+  launch_chain(task, blocks, early, stream);
 }
 
 }  // namespace octavo::cuda

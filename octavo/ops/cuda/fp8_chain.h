@@ -17,12 +17,10 @@
 
 namespace octavo::cuda {
 
-inline constexpr std::int64_t kMaxChainTokens = 64;
-// Up to so many, a layer's x must have room for as many tokens, whatever is in the rest.
-inline constexpr std::int64_t kNarrowChainTokens = 16;
+inline constexpr std::int64_t kMaxChainTokens = 16;
 inline constexpr int kMaxChainLinks = 6;
 
-// silu(gate) · up, quantized, as fp8_gemm_gated(). Of gate and of up, every 128 rows share a row of scales.
+// As fp8_gemm_gated().
 struct GatedLink {
   Fp8Gemm gemm;
   Activation gated;
@@ -59,8 +57,9 @@ class ChainState {
   DeviceBuffer counts_, handover_;
 };
 
-// Launches `links`, at most kMaxChainLinks, of `tokens` <= kMaxChainTokens; a layer's own `tokens` is not
-// looked at. `state` may be null for one link. Throws Error as fp8_gemm() does.
+// Launches `links`, at most kMaxChainLinks, of `tokens` <= kMaxChainTokens. A layer's x must have rows for
+// kMaxChainTokens, whatever is in those beyond `tokens`; its `tokens` is not looked at. `state` may be null
+// for one link. Throws Error as fp8_gemm() does.
 void run_chain(std::span<const ChainLink> links, std::int64_t tokens, const ChainState* state,
                cudaStream_t stream);
 

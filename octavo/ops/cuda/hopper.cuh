@@ -54,15 +54,6 @@ __device__ inline void arrive(std::uint32_t barrier) {
 __device__ inline void arrive(std::uint32_t barrier, std::uint32_t times) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(times) : "memory");
 }
-// If `here`, without a branch.
-__device__ inline void arrive_if(bool here, std::uint32_t barrier, std::uint32_t times) {
-  asm volatile(
-      "{\n.reg .pred here;\n"
-      "setp.ne.u32 here, %2, 0;\n"
-      "@here mbarrier.arrive.shared::cta.b64 _, [%0], %1;\n}" ::"r"(barrier),
-      "r"(times), "r"(static_cast<std::uint32_t>(here))
-      : "memory");
-}
 // Where another block of the cluster has what lies at `address` in the caller's shared memory.
 __device__ inline std::uint32_t address_in_block(std::uint32_t address, std::uint32_t rank) {
   std::uint32_t there;
@@ -142,7 +133,8 @@ __device__ inline void count_up(std::uint32_t* counter) {
 }
 __device__ inline void wait_for_count(const std::uint32_t* counter, std::uint32_t count) {
   std::uint32_t seen;
-  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  do
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
   while (seen < count);
 }
 // Between plain stores to memory and copies of the same, by the thread that copies, once it knows of the
@@ -196,19 +188,17 @@ __device__ inline void copy_box_to_cluster(std::uint32_t to, const CUtensorMap& 
 
 // --- wgmma.
 
-// Rows of 128 bytes, 128-byte swizzle, groups of eight rows kEightsApart bytes apart: 1024 is what copy_box
-// lays down. `low` is the half of the descriptor that differs from matrix to matrix: in its lowest bits the
-// address, in sixteens.
-template <std::uint32_t kEightsApart = 1024>
+// Rows of 128 bytes, 128-byte swizzle, groups of eight rows 1024 bytes apart: what copy_box lays down. `low`
+// is the half of the descriptor that differs from matrix to matrix: in its lowest bits the address, in
+// sixteens.
 __device__ inline std::uint64_t matrix_descriptor_of(std::uint32_t low) {
   constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
-  constexpr std::uint64_t kGroupStride = std::uint64_t{kEightsApart >> 4} << 32;
+  constexpr std::uint64_t kGroupStride = std::uint64_t{1024 >> 4} << 32;
   return kSwizzle128 | kGroupStride | low;
 }
 // Where the rows run along the sum (transposed), the next 64 columns are `columns_apart` bytes further on.
-template <std::uint32_t kEightsApart = 1024>
 __device__ inline std::uint64_t matrix_descriptor(std::uint32_t address, std::uint32_t columns_apart = 16) {
-  return matrix_descriptor_of<kEightsApart>((columns_apart >> 4) << 16 | (address & 0x3ffffU) >> 4);
+  return matrix_descriptor_of((columns_apart >> 4) << 16 | (address & 0x3ffffU) >> 4);
 }
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -237,7 +227,6 @@ __device__ void wgmma_bf16_transposed(float (&d)[kColumns / 2], const std::uint3
 
 #define OCTAVO_R4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define OCTAVO_R8(i) OCTAVO_R4(i), OCTAVO_R4((i) + 4)
-#define OCTAVO_R12(i) OCTAVO_R8(i), OCTAVO_R4((i) + 8)
 #define OCTAVO_R16(i) OCTAVO_R8(i), OCTAVO_R8((i) + 8)
 #define OCTAVO_R24(i) OCTAVO_R16(i), OCTAVO_R8((i) + 16)
 #define OCTAVO_R32(i) OCTAVO_R16(i), OCTAVO_R16((i) + 16)
@@ -247,7 +236,6 @@ __device__ void wgmma_bf16_transposed(float (&d)[kColumns / 2], const std::uint3
 #define OCTAVO_R96(i) OCTAVO_R64(i), OCTAVO_R32((i) + 64)
 #define OCTAVO_N4 "%0, %1, %2, %3"
 #define OCTAVO_N8 OCTAVO_N4 ", %4, %5, %6, %7"
-#define OCTAVO_N12 OCTAVO_N8 ", %8, %9, %10, %11"
 #define OCTAVO_N16 OCTAVO_N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define OCTAVO_N24 OCTAVO_N16 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define OCTAVO_N32 OCTAVO_N24 ", %24, %25, %26, %27, %28, %29, %30, %31"
@@ -277,7 +265,6 @@ __device__ void wgmma_bf16_transposed(float (&d)[kColumns / 2], const std::uint3
                   add_index)
 OCTAVO_WGMMA(8, OCTAVO_R4, OCTAVO_N4, "%4", "%5", "%6")
 OCTAVO_WGMMA(16, OCTAVO_R8, OCTAVO_N8, "%8", "%9", "%10")
-OCTAVO_WGMMA(24, OCTAVO_R12, OCTAVO_N12, "%12", "%13", "%14")
 OCTAVO_WGMMA(32, OCTAVO_R16, OCTAVO_N16, "%16", "%17", "%18")
 OCTAVO_WGMMA(48, OCTAVO_R24, OCTAVO_N24, "%24", "%25", "%26")
 OCTAVO_WGMMA(64, OCTAVO_R32, OCTAVO_N32, "%32", "%33", "%34")
@@ -303,7 +290,6 @@ OCTAVO_WGMMA_TRANSPOSED(128, OCTAVO_R64, OCTAVO_N64, "%64, %65, %66, %67", "%68"
 #undef OCTAVO_WGMMA
 #undef OCTAVO_R4
 #undef OCTAVO_R8
-#undef OCTAVO_R12
 #undef OCTAVO_R16
 #undef OCTAVO_R24
 #undef OCTAVO_R32
@@ -313,7 +299,6 @@ OCTAVO_WGMMA_TRANSPOSED(128, OCTAVO_R64, OCTAVO_N64, "%64, %65, %66, %67", "%68"
 #undef OCTAVO_R96
 #undef OCTAVO_N4
 #undef OCTAVO_N8
-#undef OCTAVO_N12
 #undef OCTAVO_N16
 #undef OCTAVO_N24
 #undef OCTAVO_N32

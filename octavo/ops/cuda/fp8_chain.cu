@@ -1,7 +1,7 @@
-// The chain of up to 16 tokens. Three of four warpgroups multiply a linear tile's stages in turns, weights on
-// the 64-row side of wgmma, and the fourth adds up what they leave, so that blocks are added in rising order
-// though several are multiplied at a time. A gated tile's 256 rows are shared out among the four, each of
-// which adds up its own.
+// The computing side of a chain. Three of four warpgroups multiply a linear tile's stages in turns, weights
+// on the 64-row side of wgmma, and the fourth adds up what they leave, so that blocks are added in rising
+// order though several are multiplied at a time. A gated tile's 256 rows are shared out among the four, each
+// of which adds up its own.
 #include "octavo/ops/cuda/chain_kernel.cuh"
 #include "octavo/ops/cuda/silu.cuh"
 
@@ -10,11 +10,11 @@ namespace {
 
 // A warp of the computing warpgroups.
 template <int kTokens>
-struct NarrowChain {
+struct ChainComputer {
   static constexpr int kSums = kTokens / 2;  // a thread's share of 64 rows
   using Sums = float[kSums];
   using Scales = float[kTokens / 4];  // of this thread's tokens
-  using Memory = NarrowChainMemory<kTokens>;
+  using Memory = ChainMemory<kTokens>;
 
   const ChainTask& task;
   const Memory& memory;
@@ -304,9 +304,9 @@ struct NarrowChain {
 
 }  // namespace
 
-void launch_narrow_chain(const ChainTask& task, int blocks, bool early, cudaStream_t stream) {
-  task.token_rows == 8 ? launch_chain<NarrowChain<8>>(task, blocks, early, stream)
-                       : launch_chain<NarrowChain<16>>(task, blocks, early, stream);
+void launch_chain(const ChainTask& task, int blocks, bool early, cudaStream_t stream) {
+  task.token_rows == 8 ? launch_chain_of<ChainComputer<8>>(task, blocks, early, stream)
+                       : launch_chain_of<ChainComputer<16>>(task, blocks, early, stream);
 }
 
 }  // namespace octavo::cuda
