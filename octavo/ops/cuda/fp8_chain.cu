@@ -62,6 +62,7 @@ struct ChainComputer {
     held_scale = next_scale;
     if (first + kScaleSteps + lane < steps) next_scale = row_scales[first + kScaleSteps + lane];
     memory.scales.wait_full_among_others(scales);
+    // (scale_place() puts token 8's two floats behind token 0's: first_token is also how many bytes.)
     token_scales = memory.scales.stage(scales) +
                    static_cast<std::uint32_t>(lane % 4 * (kTokens == 8 ? 8 : 16) + first_token);
   }
