@@ -330,7 +330,6 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
   for (int round = 0; round < 16; ++round) {
     const bool llama = round == 0;
     const std::int64_t m = random_.in(1, cuda::kMaxChainTokens);
-    constexpr std::int64_t room = cuda::kMaxChainTokens;
     const std::int64_t hidden = llama ? 4096 : round == 1 ? 8192 : 16 * random_.in(1, 300);
     // Now and then more gated tiles than a device has multiprocessors.
     const std::int64_t inter =
@@ -339,7 +338,7 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
     const std::int64_t qkv = llama ? 6144 : 16 * random_.in(1, 700);
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " hidden " << hidden
                                     << " inter " << inter << " heads " << heads << " qkv " << qkv);
-    Problem o(random_, room, hidden, heads, false);
+    Problem o(random_, cuda::kMaxChainTokens, hidden, heads, false);
     o.m = m;
     Problem gate_up(random_, m, 2 * inter, hidden, round % 3 == 0);
     Problem down(random_, m, hidden, inter, false);
@@ -356,9 +355,12 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
       const auto poisoned = [](std::int64_t bytes) {
         return to_device(std::vector<std::uint8_t>(static_cast<std::size_t>(bytes), 0xff));
       };
-      return ChainOutput{poisoned(m * hidden * 2), to_device(residual),
-                         poisoned(room * hidden),  poisoned(m * blocks_of(hidden) * 4),
-                         poisoned(room * inter),   poisoned(m * inter / kBlock * 4),
+      return ChainOutput{poisoned(m * hidden * 2),
+                         to_device(residual),
+                         poisoned(cuda::kMaxChainTokens * hidden),
+                         poisoned(m * blocks_of(hidden) * 4),
+                         poisoned(cuda::kMaxChainTokens * inter),
+                         poisoned(m * inter / kBlock * 4),
                          poisoned(m * qkv * 2)};
     };
     const auto links = [&](const ChainOutput& out) {

@@ -290,12 +290,12 @@ static_assert(kMaxChainTokens <= Activation::kLeastTokens);
 
 bool CudaOps::takes_chain(const BetweenAttentions& b, std::int64_t tokens) const {
   if (chain_state_ == nullptr || tokens > std::min<std::int64_t>(kMaxChainTokens, multiprocessors()) ||
-      cublaslt_ != nullptr || b.o->out > kMaxChainNorm)
+      b.o->out > kMaxChainNorm)
     return false;
   const auto fp8 = [](const LinearWeight* weight) {
     return weight->precision == Precision::kFP8 && weight->in % 16 == 0;
   };
-  return fp8(b.o) && fp8(b.gate_up) && fp8(b.down) && b.gate_up->out % (2 * kBlock) == 0 &&
+  return fp8(b.o) && fp8(b.gate_up) && fp8(b.down) && takes_gated(b.gate_up->out, tokens) &&
          b.gated.cols * 2 == b.gate_up->out && b.mlp_in.cols == b.o->out &&
          (b.qkv == nullptr || (fp8(b.qkv) && b.attention_in.cols == b.down->out));
 }

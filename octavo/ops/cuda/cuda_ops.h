@@ -97,7 +97,7 @@ class CudaOps final : public Ops {
   std::unordered_map<const void*, DeviceBuffer> scale_rows_;  // by the weight's data
   std::unique_ptr<CublasLt> cublaslt_;                        // null: Octavo's kernels
   DeviceBuffer unquantized_;
-  std::unique_ptr<ChainState> chain_state_;  // null: no chains
+  std::unique_ptr<ChainState> chain_state_;  // null: no chains, as with cuBLASLt
 };
 
 }  // namespace octavo::cuda
