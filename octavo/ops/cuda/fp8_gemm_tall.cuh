@@ -23,6 +23,9 @@ struct TallShape {
   static constexpr std::uint32_t kTokenStep = kTokens * kStepBytes;
   static constexpr std::uint32_t kWeightStep = kTileRows * kStepBytes;
   static constexpr std::uint32_t kStageBytes = (kTokenStep + kWeightStep) * kSpan;
+  static constexpr int kBoxRows = result_box(kRows);
+  static constexpr std::uint32_t kBoxBytes = 64 * kBoxRows * 2;
+  static constexpr std::uint32_t kResultBytes = kPerGroup * 64 * kRows * 2;  // of a warpgroup
   static constexpr int kRowScales = kRows / 16;  // of a warpgroup: rows 16 i … share the i-th
   static constexpr int kScaleLanes = 64;         // threads that copy the tokens' scales
   // See GemmShape of gemm_kernel.cuh.
@@ -31,16 +34,18 @@ struct TallShape {
   static_assert(kGroups <= 2 && (kPerGroup == 1 || kSpan == 1) && kTallScaleSteps % kSpan == 0);
 };
 
-// Shared memory, all as shared addresses. A stage holds the tokens of its steps, then the weights.
+// Shared memory, all as shared addresses. A stage holds the tokens of its steps, then the weights; a
+// warpgroup's results wait to be stored in boxes of 64 tokens, those of its first 64 tokens first.
 template <typename Shape>
 struct TallRing {
-  std::uint32_t stages, full, empty;
+  std::uint32_t stages, results, full, empty;
   using Scales = ScaleRing<Shape::kTokens, kTallScaleSteps>;
   Scales scales;
 
   __device__ TallRing(const GemmTask& task, void* shared) {
     stages = (shared_address(shared) + 1023) / 1024 * 1024;
-    scales.data = stages + Shape::kStageBytes * task.weight_stages;
+    results = stages + Shape::kStageBytes * task.weight_stages;
+    scales.data = results + Shape::kResultBytes * Shape::kGroups;
     full = scales.data + Scales::kBytes * kScaleStages;
     empty = full + 8 * kMaxStages;
     scales.full = empty + 8 * kMaxStages;
@@ -354,39 +359,58 @@ struct TallMultiplier {
     sum<RowScaleKind::kAny>();
   }
 
-  // The four lanes of a token hold two neighbouring rows each of every eight. Exchanged between two of them,
-  // a lane holds four neighbouring rows of one chunk of eight or of the next, and a store of the four is a
-  // whole sector of memory.
-  __device__ void store(int token_tile) const {
-    const bool odd = lane % 2 != 0;
-    const int column = (odd ? 8 : 0) + lane % 4 / 2 * 4;
+  __device__ void add_bias() {
 #pragma unroll
-    for (int t = 0; t < kPerGroup; ++t) {
-      const int first = token_tile * Shape::kTokens + token(t);
-      bf16* const y = task.y + first * task.y_stride + row + column;
+    for (int chunk = 0; chunk < kRows / 8; ++chunk) {
+      const int at = row + chunk * 8 + lane % 4 * 2;
+      if (at >= task.out) return;
+      const float bias[2] = {task.bias[at], task.bias[at + 1]};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {  // the first token, then the one eight further down
-        const bool live = first + half * 8 < task.tokens;
+      for (int t = 0; t < kPerGroup; ++t)
 #pragma unroll
-        for (int chunk = 0; chunk < kRows / 8; chunk += 2) {
-          std::uint32_t v[2];
+        for (int i = 0; i < 4; ++i) sums[t][chunk * 4 + i] = __fadd_rn(sums[t][chunk * 4 + i], bias[i % 2]);
+    }
+  }
+
+  // Through shared memory, from where tensor copies take the results while the next tile is multiplied.
+  __device__ void store(int token_tile) {
+    const auto sync_group = [&] { asm volatile("bar.sync %0, 128;" ::"r"(1 + warp / 4) : "memory"); };
+    const bool stores = warp % 4 == 0 && lane == 0;
+    const std::uint32_t results = ring.results + static_cast<std::uint32_t>(warp / 4) * Shape::kResultBytes;
+    if (task.bias != nullptr) add_bias();
+    if (stores) wait_for_stores();
+    sync_group();
+    // A lane's row of the 8×8 matrices: of tokens 0 to 7 and 8 to 15 of the warp's, of one chunk of eight
+    // rows and of the next.
+    const std::uint32_t token = warp % 4 * 16 + lane % 16;
+    const int next = lane / 16;
 #pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            const int sum = (chunk + c) * 4 + half * 2;
-            float low = 0;
-            float high = 0;
-            if (task.bias != nullptr) {
-              const int at = row + (chunk + c) * 8 + lane % 4 * 2;
-              if (at < task.out) low = task.bias[at], high = task.bias[at + 1];
-            }
-            v[c] = pack_bf16(__fadd_rn(sums[t][sum], low), __fadd_rn(sums[t][sum + 1], high));
-          }
-          const std::uint32_t got = __shfl_xor_sync(0xffffffffU, odd ? v[0] : v[1], 1);
-          if (live && row + chunk * 8 < task.out)
-            *reinterpret_cast<uint2*>(y + half * 8 * task.y_stride + chunk * 8) =
-                odd ? make_uint2(got, v[1]) : make_uint2(v[0], got);
-        }
+    for (int t = 0; t < kPerGroup; ++t)
+#pragma unroll
+      for (int chunk = 0; chunk < kRows / 8; chunk += 2) {
+        constexpr int kChunks = Shape::kBoxRows / 8;
+        const std::uint32_t box = (next != 0 ? chunk + 1 : chunk) / kChunks + t * (kRows / Shape::kBoxRows);
+        std::uint32_t place = (next != 0 ? chunk + 1 : chunk) % kChunks;
+        if constexpr (kChunks == 8) place ^= token % 8;  // the map's swizzle
+        std::uint32_t pairs[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          pairs[i] = pack_bf16(sums[t][chunk * 4 + i * 2], sums[t][chunk * 4 + i * 2 + 1]);
+        store_matrices(results + box * Shape::kBoxBytes + token * (Shape::kBoxRows * 2) + place * 16, pairs);
       }
+    fence_shared_copies();
+    sync_group();
+    if (stores) {
+#pragma unroll
+      for (int t = 0; t < kPerGroup; ++t) {
+        const int first = token_tile * Shape::kTokens + (token_group() * kPerGroup + t) * 64;
+#pragma unroll
+        for (int i = 0; i < kRows; i += Shape::kBoxRows)
+          if (first < task.tokens && row + i < task.out)
+            store_box(task.y_map, row + i, first,
+                      results + (t * kRows + i) / Shape::kBoxRows * Shape::kBoxBytes);
+      }
+      commit_stores();
     }
   }
 };
@@ -443,6 +467,7 @@ __global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPe
         multiplier.row_scales.prefetch(task, lane);
         multiplier.store(token_tile);
       });
+    wait_for_stores();  // shared memory is the next block's then
   }
   if (task.cluster > 1) {  // the other may still write to this block's shared memory
     __syncwarp();

@@ -40,14 +40,16 @@ void launch_narrow(const GemmTask& task, const GemmPlan& plan, bool early, cudaS
 
 template <std::size_t kDims>
 CUtensorMap encode(const void* data, int element_bytes, const cuuint64_t (&sizes)[kDims],
-                   const cuuint64_t (&strides)[kDims - 1], const cuuint32_t (&box)[kDims]) {
+                   const cuuint64_t (&strides)[kDims - 1], const cuuint32_t (&box)[kDims],
+                   bool swizzled = true) {
   CUtensorMap map;
   cuuint32_t steps[kDims];
   std::fill_n(steps, kDims, 1);
   const CUresult status = encode_tiled()(
       &map, element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kDims,
       const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
     fail_system("tensor map of {} rows in boxes of {}: CUDA driver error {}", sizes[1], box[1],
                 static_cast<int>(status));
@@ -67,6 +69,14 @@ CUtensorMap stage_map(const void* data, std::int64_t rows, std::int64_t cols, in
                    {kStepBytes, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(cols / kStepBytes)},
                    {static_cast<cuuint64_t>(cols), kStepBytes},
                    {kStepBytes, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(box_steps)});
+}
+
+CUtensorMap result_map(const bf16* y, std::int64_t tokens, std::int64_t out, std::int64_t stride, int rows) {
+  return encode<2>(
+      y, sizeof(bf16), {static_cast<cuuint64_t>(out), static_cast<cuuint64_t>(tokens)},
+      {static_cast<cuuint64_t>(stride) * sizeof(bf16)},
+      {static_cast<cuuint32_t>(rows), static_cast<cuuint32_t>(std::min<std::int64_t>(tokens, 64))},
+      rows == 64);
 }
 
 void check_operands(const GemmOperands& g) {
@@ -93,6 +103,9 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   task.weight_map = tensor_map(g.weight, g.element_bytes, g.out, g.in, task.part_rows);
   task.token_box = plan.token_box(g.tokens);
   task.token_map = tensor_map(g.x, g.element_bytes, g.tokens, g.in, task.token_box);
+  if (plan.tall)
+    task.y_map = result_map(static_cast<const bf16*>(g.y), g.tokens, g.out, g.y_stride,
+                            result_box(plan.rows_of_group()));
   task.y_stride = g.y_stride;
   task.tokens = static_cast<int>(g.tokens);
   task.out = static_cast<int>(g.out);

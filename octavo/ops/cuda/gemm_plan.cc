@@ -22,7 +22,8 @@ int even_rows(std::int64_t out, std::int64_t tiles_beside, int multiprocessors, 
 
 // Shared memory to stages: tokens get enough to cover the latency of L2, the weights all the rest.
 void deal_stages(GemmPlan& plan) {
-  const std::size_t room = kMaxSharedBytes - plan.scale_bytes() - plan.gated_bytes() - kBarrierBytes - 1024;
+  const std::size_t room =
+      kMaxSharedBytes - plan.scale_bytes() - plan.result_bytes() - plan.gated_bytes() - kBarrierBytes - 1024;
   const auto fit = [](std::size_t bytes, std::size_t stage) {
     return static_cast<int>(std::min<std::size_t>(bytes / stage, kMaxStages));
   };
@@ -57,8 +58,8 @@ int GemmPlan::token_box(std::int64_t m) const {
 
 std::size_t GemmPlan::shared_bytes() const {
   const std::size_t weights = static_cast<std::size_t>(weight_stages) * weight_stage_bytes();
-  const std::size_t rings =
-      weights + static_cast<std::size_t>(token_stages) * token_stage_bytes() + scale_bytes() + gated_bytes();
+  const std::size_t rings = weights + static_cast<std::size_t>(token_stages) * token_stage_bytes() +
+                            scale_bytes() + result_bytes() + gated_bytes();
   // The matrix instructions read whole tiles of 64 rows, in the last step too.
   const std::size_t read = weights - static_cast<std::size_t>(rows) * 128 +
                            static_cast<std::size_t>(64 * groups * per_group) * 128;

@@ -19,6 +19,12 @@ constexpr int narrow_steps(int tokens, int groups) {
   return tokens == 64 ? 2 : 4;
 }
 constexpr int tall_steps(int rows_of_group) { return rows_of_group <= 64 ? 4 : 1; }
+// A tall tile's results leave in boxes of 64 tokens × so many of a warpgroup's rows.
+constexpr int result_box(int rows_of_group) {
+  for (const int rows : {64, 56, 48})
+    if (rows_of_group % rows == 0) return rows;
+  return 32;
+}
 inline constexpr int kMinStages = 2;
 
 // The tokens' scales are held for so many 128-column blocks, twice.
@@ -56,6 +62,7 @@ struct GemmPlan {
     return static_cast<std::size_t>(kScaleStages * tokens * (tall ? kTallScaleSteps : scale_steps(tokens))) *
            sizeof(float);
   }
+  std::size_t result_bytes() const { return tall ? static_cast<std::size_t>(tokens * rows) * 2 : 0; }
   std::size_t gated_bytes() const { return gated ? static_cast<std::size_t>(tokens * rows) * 2 : 0; }
   std::size_t shared_bytes() const;
   // Tokens that one copy brings. Where one tile holds them all, no more than there are: copies of rows beyond

@@ -21,6 +21,7 @@ void expect_valid(const GemmPlan& p, std::int64_t out, std::int64_t in, std::int
     }));
     EXPECT_EQ(p.weight_stages, p.token_stages);
     EXPECT_EQ(p.rows_of_group() % 16, 0);
+    EXPECT_EQ(p.rows_of_group() % result_box(p.rows_of_group()), 0);
   } else {
     EXPECT_TRUE(p.tokens == 8 || p.tokens == 16 || p.tokens == 32 || p.tokens == 64 || p.tokens == 128);
     EXPECT_TRUE(p.groups == 1 || p.groups == 2 || (p.groups == 4 && p.tokens <= 64));

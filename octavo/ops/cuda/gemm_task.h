@@ -18,6 +18,7 @@ namespace octavo::cuda {
 struct GemmTask {
   CUtensorMap weight_map;  // boxes of part_rows rows × 128 bytes, 128-byte swizzle
   CUtensorMap token_map;   // boxes of token_box rows × 128 bytes
+  CUtensorMap y_map;       // tall only: boxes of 64 tokens × result_box() rows, 128-byte swizzle where 64
   // E4M3 only.
   const float* weight_scales;
   const std::int32_t* scale_rows;

@@ -186,6 +186,18 @@ __device__ inline void copy_box_to_cluster(std::uint32_t to, const CUtensorMap& 
       : "memory");
 }
 
+// A box of the matrix at (column, row) from shared memory; what lies outside the matrix is left out. What is
+// there was published by fence_shared_copies() of the threads that wrote it.
+__device__ inline void store_box(const CUtensorMap& map, int column, int row, std::uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
+               "r"(column), "r"(row), "r"(from)
+               : "memory");
+}
+__device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until what the caller's stores read may be overwritten.
+__device__ inline void wait_for_stores() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ inline void fence_shared_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // --- wgmma.
 
 // Rows of 128 bytes, 128-byte swizzle, groups of eight rows 1024 bytes apart: what copy_box lays down. `low`
@@ -322,6 +334,14 @@ __device__ inline std::uint32_t transpose8x8(std::uint32_t pair) {
   std::uint32_t out;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
   return out;
+}
+
+// Four 8×8 matrices of 16-bit values, of each of which a lane holds two of row lane/4, to shared memory: a
+// lane says where row lane % 8 of the (lane/8)-th begins.
+__device__ inline void store_matrices(std::uint32_t row, const std::uint32_t (&pairs)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(pairs[0]),
+               "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
+               : "memory");
 }
 
 }  // namespace octavo::cuda
