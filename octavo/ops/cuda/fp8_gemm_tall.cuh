@@ -6,122 +6,16 @@
 // gemm_kernel.cuh's, and so are the bits.
 #pragma once
 
-#include "octavo/ops/cuda/gemm_rings.cuh"
+#include <numeric>
+
+#include "octavo/ops/cuda/tall_rings.cuh"
 #include "octavo/quant/cuda/vector_io.cuh"
 
 namespace octavo::cuda {
 
-// kRows: weight rows of a warpgroup. The warpgroups of a block stand kTokenGroups by kRowGroups; each
-// multiplies kPerGroup tiles of 64 tokens.
-template <int kRows, int kTokenGroups, int kRowGroups, int kPerGroup>
-struct TallShape {
-  static constexpr int kGroups = kTokenGroups * kRowGroups;
-  static constexpr int kThreads = (kGroups + 1) * 128;
-  static constexpr int kTokens = 64 * kTokenGroups * kPerGroup;  // of a tile
-  static constexpr int kTileRows = kRows * kRowGroups;
-  static constexpr int kSpan = tall_steps(kRows);  // steps of a stage
-  static constexpr std::uint32_t kTokenStep = kTokens * kStepBytes;
-  static constexpr std::uint32_t kWeightStep = kTileRows * kStepBytes;
-  static constexpr std::uint32_t kStageBytes = (kTokenStep + kWeightStep) * kSpan;
-  static constexpr int kBoxRows = result_box(kRows);
-  static constexpr std::uint32_t kBoxBytes = 64 * kBoxRows * 2;
-  static constexpr std::uint32_t kResultBytes = kPerGroup * 64 * kRows * 2;  // of a warpgroup
-  static constexpr int kRowScales = kRows / 16;  // of a warpgroup: rows 16 i … share the i-th
-  static constexpr int kScaleLanes = 64;         // threads that copy the tokens' scales
-  // See GemmShape of gemm_kernel.cuh.
-  static constexpr int kMultiplyRegisters = 224;
-  static constexpr int kCopyRegisters = 56;
-  static_assert(kGroups <= 2 && (kPerGroup == 1 || kSpan == 1) && kTallScaleSteps % kSpan == 0);
-};
-
-// Shared memory, all as shared addresses. A stage holds the tokens of its steps, then the weights; a
-// warpgroup's results wait to be stored in boxes of 64 tokens, those of its first 64 tokens first.
-template <typename Shape>
-struct TallRing {
-  std::uint32_t stages, results, full, empty;
-  using Scales = ScaleRing<Shape::kTokens, kTallScaleSteps>;
-  Scales scales;
-
-  __device__ TallRing(const GemmTask& task, void* shared) {
-    stages = (shared_address(shared) + 1023) / 1024 * 1024;
-    results = stages + Shape::kStageBytes * task.weight_stages;
-    scales.data = results + Shape::kResultBytes * Shape::kGroups;
-    full = scales.data + Scales::kBytes * kScaleStages;
-    empty = full + 8 * kMaxStages;
-    scales.full = empty + 8 * kMaxStages;
-    scales.empty = scales.full + 8 * kScaleStages;
-  }
-  __device__ std::uint32_t tokens(std::uint32_t stage) const { return stages + stage * Shape::kStageBytes; }
-  __device__ std::uint32_t weights(std::uint32_t stage) const {
-    return tokens(stage) + Shape::kTokenStep * Shape::kSpan;
-  }
-
-  // By one thread. A stage is full when both its parts are there, and empty when every warp that multiplies,
-  // of every block of the cluster, has read its own: any of them may be given a part of it by any other.
-  __device__ void init(const GemmTask& task) const {
-    for (int s = 0; s < task.weight_stages; ++s) {
-      init_barrier(full + 8 * s, 2);
-      init_barrier(empty + 8 * s, static_cast<std::uint32_t>(Shape::kGroups * 4 * task.cluster));
-    }
-    for (int s = 0; s < kScaleStages; ++s) {
-      init_barrier(scales.full + 8 * s, Shape::kScaleLanes);
-      init_barrier(scales.empty + 8 * s, Shape::kGroups * 4);
-    }
-    publish_barriers();
-  }
-
-  // fill(stage, full barrier, first step, row tile, token tile) for every stage of every tile; by one thread.
-  template <typename Fill>
-  __device__ void for_each_stage(const GemmTask& task, const Fill& fill) const {
-    RingPlace at;
-    TileOrder{task}.for_each([&](int row_tile, int token_tile) {
-      for (int stage = 0; stage < task.stages; ++stage, at.advance(task.weight_stages)) {
-        wait(empty + 8 * at.stage, at.parity ^ 1);
-        fill(at.stage, full + 8 * at.stage, stage * Shape::kSpan, row_tile, token_tile);
-      }
-    });
-  }
-  // Does not wait for the kernel ahead.
-  __device__ void stream_weights(const GemmTask& task) const {
-    prefetch_map(task.weight_map);
-    for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int row_tile, int) {
-      arrive_expecting(barrier, Shape::kWeightStep * Shape::kSpan);
-#pragma unroll
-      for (int i = 0; i < Shape::kSpan; ++i)
-        copy_box(weights(stage) + i * Shape::kWeightStep, task.weight_map, (step + i) * kStepBytes,
-                 row_tile * Shape::kTileRows, barrier);
-    });
-  }
-  // Of a cluster, each block brings its share to all.
-  __device__ void stream_tokens(const GemmTask& task) const {
-    const auto rank = static_cast<int>(rank_in_cluster());
-    const auto all = static_cast<std::uint16_t>((1U << task.cluster) - 1);
-    const auto bytes = static_cast<std::uint32_t>(task.token_box * task.cluster) * kStepBytes * Shape::kSpan;
-    for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int, int token_tile) {
-      arrive_expecting(barrier, bytes);
-#pragma unroll
-      for (int i = 0; i < Shape::kSpan; ++i) {
-        const std::uint32_t to = tokens(stage) + i * Shape::kTokenStep;
-        const int column = (step + i) * kStepBytes;
-        const int token = token_tile * Shape::kTokens;
-        const int share = rank * task.token_box;
-        if (task.cluster == 1)
-          copy_box(to, task.token_map, column, token, barrier);
-        else
-          copy_box_to_cluster(to + static_cast<std::uint32_t>(share) * kStepBytes, task.token_map, column,
-                              token + share, barrier, all);
-      }
-    });
-  }
-};
-
-// How many rows of scales a warpgroup's rows of a tile have: one; one for the first of them and another for
-// the rest; or any, where parts of a fused layer are smaller than a tile.
-enum class RowScaleKind { kOne, kTwo, kAny };
-
-// The scales of a warpgroup's kCount times 16 rows, in the registers of a warp. One or two rows of them are
-// held for 32 steps, with the next 32, of the next tile too, under way meanwhile; of any, each step's when
-// the one before ends.
+// The scales of a warpgroup's kCount times 16 rows, in the registers of a warp. Where these share one row of
+// scales, or the first of them one and the rest another, those are held for 32 steps, with the next 32, of
+// the next tile too, under way meanwhile; otherwise each step's come when the one before ends.
 template <int kCount>
 struct RowScales {
   // Of the next tile.
@@ -153,20 +47,19 @@ struct RowScales {
 #pragma unroll
     for (int end = 0; end < 2; ++end) next[end] = lane < task.steps ? next_of[end][lane] : 0.0F;
   }
-  __device__ RowScaleKind begin_tile(const GemmTask& task) {
+  __device__ void begin_tile(const GemmTask& task) {
     split = next_split;
 #pragma unroll
     for (int end = 0; end < 2; ++end) of[end] = next_of[end];
-    if (split == kCount) return RowScaleKind::kOne;
+    if (split == kCount) return;
     own = task.weight_scales + static_cast<std::int64_t>(next_scale_row) * task.steps;
     of_next_step = own[0];
-    return split > 0 ? RowScaleKind::kTwo : RowScaleKind::kAny;
   }
-  // Before step `first`, a multiple of 32.
-  template <RowScaleKind kKind>
+  // Before step `first`, a multiple of 32; of one or two rows of scales.
+  template <int kEnds>
   __device__ void hold(int first, int steps, int lane) {
 #pragma unroll
-    for (int end = 0; end < (kKind == RowScaleKind::kTwo ? 2 : 1); ++end) {
+    for (int end = 0; end < kEnds; ++end) {
       held[end] = next[end];
       if (first + 32 + lane < steps) next[end] = of[end][first + 32 + lane];
     }
@@ -179,19 +72,27 @@ struct TallMultiplier {
   using Shape = TallShape<kRows, kTokenGroups, kRowGroups, kPerGroup>;
   using Sums = float[kRows / 2];  // a thread's share of a 64-token tile
   static constexpr int kSpan = Shape::kSpan;
-  using StageSums = Sums[kSpan];
+  // What is multiplied in one go, a unit: a stage, or one of a stage's two 64-token tiles. Where no other
+  // warpgroup keeps the tensor cores busy meanwhile, and registers allow, the next unit's products are under
+  // way while a unit's sums are added.
+  static constexpr int kSets = Shape::kGroups == 1 && kSpan == 1 ? 2 : 1;
+  using Blocks = Sums[kSpan];
 
-  // The matrices of a stage, as wgmma is told of them: this warpgroup's tokens and rows of the first step.
-  struct Operands {
-    std::uint32_t tokens, rows;  // the low half of the descriptor (matrix_descriptor_of)
+  // Where a stage is: as the matrices that wgmma is told of (the low half of the descriptor of this
+  // warpgroup's tokens and rows of the first step, see matrix_descriptor_of) and as barriers.
+  struct Stage {
+    RingPlace place;
+    std::uint32_t tokens, rows, full;
   };
 
   const GemmTask& task;
   const TallRing<Shape>& ring;
   int warp, lane;
-  Operands first_operands;  // of stage 0
+  std::uint32_t first_tokens, first_rows;  // of stage 0
   StageRelease release;
-  RingPlace at{}, scales{};  // what is multiplied next
+  Stage at, next;                // which is multiplied, and the one after it
+  bool ready = false;            // the one after it is there
+  std::uint32_t scale_step = 0;  // of the scales' ring, from the kernel's beginning
   Sums sums[kPerGroup];
   int row;  // the warpgroup's first
   RowScales<Shape::kRowScales> row_scales;
@@ -202,9 +103,10 @@ struct TallMultiplier {
     const auto keep = [](std::uint32_t address) {
       return __shfl_sync(0xffffffffU, static_cast<std::uint32_t>(matrix_descriptor(address)), 0);
     };
-    first_operands = {
-        keep(ring.tokens(0) + static_cast<std::uint32_t>(token_group() * kPerGroup) * (64 * kStepBytes)),
-        keep(ring.weights(0) + static_cast<std::uint32_t>(row_group()) * (kRows * kStepBytes))};
+    first_tokens =
+        keep(ring.tokens(0) + static_cast<std::uint32_t>(token_group() * kPerGroup) * (64 * kStepBytes));
+    first_rows = keep(ring.weights(0) + static_cast<std::uint32_t>(row_group()) * (kRows * kStepBytes));
+    at = stage_at({});
   }
 
   __device__ int token_group() const { return warp / 4 % kTokenGroups; }
@@ -215,148 +117,186 @@ struct TallMultiplier {
   }
 
   __device__ int first_row(int row_tile) const { return row_tile * Shape::kTileRows + row_group() * kRows; }
-  __device__ RowScaleKind begin_tile(int row_tile) {
+  __device__ void begin_tile(int row_tile) {
     row = first_row(row_tile);
 #pragma unroll
     for (int t = 0; t < kPerGroup; ++t)
 #pragma unroll
       for (int i = 0; i < kRows / 2; ++i) sums[t][i] = 0;
-    return row_scales.begin_tile(task);
+    row_scales.begin_tile(task);
   }
 
-  __device__ Operands operands(std::uint32_t stage) const {
+  __device__ Stage stage_at(RingPlace place) const {
     constexpr std::uint32_t kStage = Shape::kStageBytes / 16;
-    return {first_operands.tokens + stage * kStage, first_operands.rows + stage * kStage};
+    return {place, first_tokens + place.stage * kStage, first_rows + place.stage * kStage,
+            ring.full + 8 * place.stage};
   }
-  // Begins the block sums of a stage's steps (beyond K they are zero).
-  __device__ static void begin_stage(StageSums& blocks, const Operands& of, int tile) {
+  // What is needed of the stage after `at`, ahead of time; whether it is there, too: the answer takes as long
+  // as a fifth of a stage's products.
+  __device__ void look_ahead() {
+    RingPlace place = at.place;
+    place.advance(task.weight_stages);
+    next = stage_at(place);
+    ready = is_done_now(next.full, place.parity);
+  }
+
+  // Begins the block sums of a 64-token tile of stage `at` (beyond K they are zero).
+  __device__ void begin(Blocks& blocks, int tile) const {
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
-      const std::uint64_t a =
-          matrix_descriptor_of(of.tokens + (i * Shape::kTokenStep + tile * 64 * kStepBytes) / 16);
-      const std::uint64_t b = matrix_descriptor_of(of.rows + i * (Shape::kWeightStep / 16));
+      const std::uint32_t a = at.tokens + (i * Shape::kTokenStep + tile * 64 * kStepBytes) / 16;
+      const std::uint32_t b = at.rows + i * (Shape::kWeightStep / 16);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) wgmma_e4m3<kRows>(blocks[i], a + k * 2, b + k * 2, k > 0);
+      for (int k = 0; k < 4; ++k)
+        wgmma_e4m3<kRows>(blocks[i], matrix_descriptor_of(a + k * 2), matrix_descriptor_of(b + k * 2), k > 0);
     }
     wgmma_commit();
   }
-  // The scales of a stage's steps: of this thread's two tokens, times those of the rows where these are one
-  // or two. Read before the block sums are there, so that their latency is not on the way of the next.
-  template <RowScaleKind kKind>
+
+  // kSplit: of a warpgroup's rows, in sixteens, how many share a row of scales before the rest share another:
+  // all of them, some (kSome: row_scales.split knows how many), or 0 where neither is so (parts of a fused
+  // layer that are smaller than a tile).
+  static constexpr int kSome = -1;
+  template <int kSplit>
+  static constexpr int kEnds = kSplit == 0 || kSplit == Shape::kRowScales ? 1 : 2;
+  // The scales of a unit's steps: of this thread's two tokens, times those of the rows where these are one or
+  // two. Read before the block sums are there, so that their latency is not on the way of the next.
+  template <int kSplit>
   struct Scales {
-    static constexpr int kEnds = kKind == RowScaleKind::kTwo ? 2 : 1;
-    float low[kSpan][kEnds];
-    float high[kSpan][kEnds];
+    float low[kSpan][kEnds<kSplit>], high[kSpan][kEnds<kSplit>];
   };
-  template <RowScaleKind kKind>
-  __device__ void read_scales(Scales<kKind>& read, int tile, int stage) {
-    const int first = stage * kSpan;
+  template <int kSplit>
+  __device__ void read_scales(Scales<kSplit>& read, int tile, int first) {
+    const std::uint32_t stage = scale_step / kTallScaleSteps % kScaleStages;
     if (tile == 0) {
-      if (first % kTallScaleSteps == 0) wait(ring.scales.full + 8 * scales.stage, scales.parity);
-      if (kKind != RowScaleKind::kAny && first % 32 == 0)
-        row_scales.template hold<kKind>(first, task.steps, lane);
+      if (first % kTallScaleSteps == 0)
+        wait(ring.scales.full + 8 * stage, scale_step / (kTallScaleSteps * kScaleStages) % 2);
+      if (kSplit != 0 && first % 32 == 0) row_scales.template hold<kEnds<kSplit>>(first, task.steps, lane);
     }
-    const float* const token_scales =
-        ring.scales.stage(scales.stage) + first % kTallScaleSteps * Shape::kTokens + token(tile);
+    const float* const token_scales = ring.scales.of_step(scale_step) + token(tile) * 4;
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
-      const float low = token_scales[i * Shape::kTokens];
-      const float high = token_scales[i * Shape::kTokens + 8];
+      const float low = token_scales[i];
+      const float high = token_scales[i + 32];
 #pragma unroll
-      for (int end = 0; end < Scales<kKind>::kEnds; ++end) {
+      for (int end = 0; end < kEnds<kSplit>; ++end) {
         float weight = 1.0F;
-        if constexpr (kKind != RowScaleKind::kAny)
-          weight = __shfl_sync(0xffffffffU, row_scales.held[end], (first + i) % 32);
+        if constexpr (kSplit != 0) weight = __shfl_sync(0xffffffffU, row_scales.held[end], (first + i) % 32);
         read.low[i][end] = __fmul_rn(low, weight);
         read.high[i][end] = __fmul_rn(high, weight);
       }
     }
-    if (tile == kPerGroup - 1 && ((first + kSpan) % kTallScaleSteps == 0 || stage == task.stages - 1)) {
+    if (tile < kPerGroup - 1) return;
+    const std::uint32_t read_so_far = scale_step % kTallScaleSteps + kSpan;
+    const bool done = read_so_far == kTallScaleSteps || first + kSpan == task.stages * kSpan;
+    if (done) {
       __syncwarp();
-      if (lane == 0) arrive(ring.scales.empty + 8 * scales.stage);
-      scales.advance(kScaleStages);
+      if (lane == 0) arrive(ring.scales.empty + 8 * stage);
     }
+    scale_step += done ? kTallScaleSteps - (read_so_far - kSpan) : kSpan;
   }
-  // Adds the block sums to the result, in rising order.
-  template <RowScaleKind kKind>
-  __device__ void end_stage(StageSums& blocks, int tile, int stage, const Scales<kKind>& read) {
-#pragma unroll
-    for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
-    const bool last = tile == kPerGroup - 1;
-    if (last) release(at.stage);
+  // sums += block sums · scales, step by step in rising order.
+  template <int kSplit>
+  __device__ void add(const Blocks& blocks, int tile, int first, const Scales<kSplit>& scales) {
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
-      const int step = stage * kSpan + i;
-      if (i > 0 && step >= task.steps) break;
-      promote<kKind>(sums[tile], blocks[i], read.low[i], read.high[i]);
-      if (kKind == RowScaleKind::kAny && last && step + 1 < task.steps)
-        row_scales.of_next_step = row_scales.own[step + 1];
-    }
-  }
-  // sums += block sums · scales of their token and of their weight rows.
-  template <RowScaleKind kKind, int kEnds>
-  __device__ void promote(Sums& total, const Sums& block, const float (&low)[kEnds],
-                          const float (&high)[kEnds]) const {
+      if (i > 0 && first + i >= task.steps) break;
 #pragma unroll
-    for (int i = 0; i < Shape::kRowScales; ++i) {
-      float low_scale = low[0];
-      float high_scale = high[0];
-      if constexpr (kKind == RowScaleKind::kTwo) {
-        if (i >= row_scales.split) low_scale = low[1], high_scale = high[1];
-      } else if constexpr (kKind == RowScaleKind::kAny) {
-        const float weight = __shfl_sync(0xffffffffU, row_scales.of_next_step, i);
-        low_scale = __fmul_rn(low_scale, weight);
-        high_scale = __fmul_rn(high_scale, weight);
-      }
+      for (int chunk = 0; chunk < Shape::kRowScales; ++chunk) {
+        const int end = kSplit > 0 && chunk >= kSplit ? 1 : 0;
+        float low = scales.low[i][end];
+        float high = scales.high[i][end];
+        if constexpr (kSplit == kSome) {
+          if (chunk >= row_scales.split) low = scales.low[i][1], high = scales.high[i][1];
+        }
+        if constexpr (kSplit == 0) {
+          const float weight = __shfl_sync(0xffffffffU, row_scales.of_next_step, chunk);
+          low = __fmul_rn(low, weight);
+          high = __fmul_rn(high, weight);
+        }
 #pragma unroll
-      for (int j = i * 8; j < i * 8 + 8; j += 4) {
-        total[j] = __fmaf_rn(block[j], low_scale, total[j]);
-        total[j + 1] = __fmaf_rn(block[j + 1], low_scale, total[j + 1]);
-        total[j + 2] = __fmaf_rn(block[j + 2], high_scale, total[j + 2]);
-        total[j + 3] = __fmaf_rn(block[j + 3], high_scale, total[j + 3]);
+        for (int j = chunk * 8; j < chunk * 8 + 8; j += 4) {
+          sums[tile][j] = __fmaf_rn(blocks[i][j], low, sums[tile][j]);
+          sums[tile][j + 1] = __fmaf_rn(blocks[i][j + 1], low, sums[tile][j + 1]);
+          sums[tile][j + 2] = __fmaf_rn(blocks[i][j + 2], high, sums[tile][j + 2]);
+          sums[tile][j + 3] = __fmaf_rn(blocks[i][j + 3], high, sums[tile][j + 3]);
+        }
       }
+      if (kSplit == 0 && tile == kPerGroup - 1 && first + i + 1 < task.steps)
+        row_scales.of_next_step = row_scales.own[first + i + 1];
     }
   }
 
-  // One stage and tile at a time: the other warpgroup, where there is one, keeps the tensor cores busy while
-  // this one adds, and a stage is given back as soon as it has been multiplied. All that the next stage needs
-  // is prepared while this one's products are under way; whether it is there, too: the answer takes as long
-  // as a fifth of them.
-  template <RowScaleKind kKind>
+  template <int kSplit>
+  struct Unit {
+    Blocks blocks;
+    Scales<kSplit> scales;
+  };
+  // From where the products of a unit, of tile kTile of the stage that begins with step `first`, are there to
+  // where those of the next are. Between the end of products and the beginning of the next there is nothing
+  // but what must be: the other warpgroup's products take no longer than that.
+  template <int kSplit, int kTile, bool kMore>
+  __device__ void end(Unit<kSplit>& unit, Unit<kSplit>& next_unit, int first) {
+    constexpr bool kEndsStage = kTile == kPerGroup - 1;
+    constexpr int kNext = kEndsStage ? 0 : kTile + 1;
+#pragma unroll
+    for (int i = 0; i < kSpan; ++i) pin(unit.blocks[i]);
+    if (kEndsStage) release(at.place.stage);
+    if constexpr (kSets == 1) add<kSplit>(unit.blocks, kTile, first, unit.scales);
+    if (kEndsStage) at = next;
+    if constexpr (kMore) {
+      if (kEndsStage && !ready) wait(at.full, at.place.parity);
+      begin(next_unit.blocks, kNext);
+      read_scales<kSplit>(next_unit.scales, kNext, kEndsStage ? first + kSpan : first);
+      if (kNext == kPerGroup - 1) look_ahead();
+    }
+    if constexpr (kSets == 2) add<kSplit>(unit.blocks, kTile, first, unit.scales);
+    if constexpr (kMore) wgmma_wait<0>();
+  }
+  template <int kSplit>
   __device__ void sum() {
-    StageSums blocks;
-    Operands of = operands(at.stage);
-    bool ready = false;
-    for (int stage = 0; stage < task.stages; ++stage) {
-      if (!ready) wait(ring.full + 8 * at.stage, at.parity);
-      RingPlace next = at;
-      next.advance(task.weight_stages);
-      const Operands next_of = operands(next.stage);
-#pragma unroll
-      for (int t = 0; t < kPerGroup; ++t) {
-        begin_stage(blocks, of, t);
-        Scales<kKind> read;
-        read_scales<kKind>(read, t, stage);
-        if (t == kPerGroup - 1)
-          ready = stage + 1 < task.stages && is_done_now(ring.full + 8 * next.stage, next.parity);
-        wgmma_wait<0>();
-        end_stage<kKind>(blocks, t, stage, read);
-      }
-      at = next;
-      of = next_of;
+    Unit<kSplit> units[kSets];
+    Unit<kSplit>& one = units[0];
+    Unit<kSplit>& other = units[kSets - 1];
+    wait(at.full, at.place.parity);
+    begin(one.blocks, 0);
+    read_scales<kSplit>(one.scales, 0, 0);
+    if (kPerGroup == 1) look_ahead();
+    wgmma_wait<0>();
+    // Two units at a time: of a stage, or of two.
+    constexpr int kTile = kPerGroup - 1;  // of the second
+    constexpr int kSteps = kPerGroup == 2 ? kSpan : 2 * kSpan;
+    const int steps = task.stages * kSpan;
+    int first = 0;
+    for (; first < steps - kSteps; first += kSteps) {
+      end<kSplit, 0, true>(one, other, first);
+      end<kSplit, kTile, true>(other, one, first + kSteps - kSpan);
     }
+    if (kPerGroup == 1 && first == steps - kSpan) return end<kSplit, 0, false>(one, other, first);
+    end<kSplit, 0, true>(one, other, first);
+    end<kSplit, kTile, false>(other, one, first + kSteps - kSpan);
   }
-
-  __device__ void sum(RowScaleKind kind) {
-    if (kind == RowScaleKind::kOne) return sum<RowScaleKind::kOne>();
-    // Tiles that fit into blocks of 128 rows meet two where a part ends inside, which is rare.
-    if constexpr (kBlock % kRows != 0) {
-      if (kind == RowScaleKind::kTwo) return sum<RowScaleKind::kTwo>();
+  // Of the tile that begin_tile() has prepared. Where a row of scales ends inside a tile depends on where the
+  // tile begins, at a multiple of kRows: a loop for each place, where these are few.
+  template <int kSplit = Shape::kRowScales>
+  __device__ void sum_tile() {
+    constexpr int kStep = std::gcd(kRows, static_cast<int>(kBlock)) / 16;
+    constexpr int kBefore = (kSplit - 1) / kStep * kStep;
+    if constexpr (kSplit == kSome) {
+      if (row_scales.split > 0) return sum<kSome>();
+      sum<0>();
+    } else {
+      if (row_scales.split == kSplit) return sum<kSplit>();
+      if constexpr (kStep == 1)
+        return sum_tile<kSome>();
+      else if constexpr (kBefore == 0)
+        sum<0>();
+      else
+        sum_tile<kBefore>();
     }
-    sum<RowScaleKind::kAny>();
   }
 
   __device__ void add_bias() {
@@ -444,8 +384,7 @@ __global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPe
       }
     } else {
       wait_for_previous_kernel();
-      ring.scales.template stream<Shape::kScaleLanes>(task, (role - 2) * 32 + lane,
-                                                      [](int token) { return token; });
+      ring.scales.template stream<Shape::kScaleLanes>(task, (role - 2) * 32 + lane);
     }
   } else {
     if constexpr (Shape::kGroups > 1) take_registers<Shape::kMultiplyRegisters>();
@@ -461,9 +400,9 @@ __global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPe
     multiplier.row_scales.prefetch(task, lane);
     for (int item = order.first(); item < order.count(); item += order.step())
       order.tile(item, [&](int row_tile, int token_tile) {
-        const RowScaleKind kind = multiplier.begin_tile(row_tile);
+        multiplier.begin_tile(row_tile);
         look_up(item + order.step());
-        multiplier.sum(kind);
+        multiplier.sum_tile();
         multiplier.row_scales.prefetch(task, lane);
         multiplier.store(token_tile);
       });

@@ -330,7 +330,7 @@ __global__ void __launch_bounds__(GemmShape<Element, kTokens, kGroups, kPerGroup
       const int first = (role - 2) * 32 + lane;
       wait_for_previous_kernel();
       if (first < Shape::kScaleLanes)
-        rings.scales.template stream<Shape::kScaleLanes>(task, first, scale_place<kTokens>);
+        rings.scales.template stream<Shape::kScaleLanes>(task, first);
     }
   } else {
     if constexpr (kGroups > 1) take_registers<Shape::kMultiplyRegisters>();

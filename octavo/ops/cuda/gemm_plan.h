@@ -79,18 +79,15 @@ struct TallKernel {
   int tokens, rows, groups, per_group;
   double step_ns;
 };
-inline constexpr std::array<TallKernel, 12> kTallKernels = {{{64, 32, 1, 1, 131},
-                                                             {64, 48, 1, 1, 165},
-                                                             {64, 64, 1, 1, 194},
-                                                             {64, 128, 1, 1, 304},
-                                                             {64, 224, 2, 1, 489},
-                                                             {128, 64, 2, 1, 293},
-                                                             {128, 96, 2, 1, 397},
-                                                             {128, 112, 2, 1, 413},
-                                                             {128, 128, 2, 1, 440},
-                                                             {128, 192, 2, 1, 665},
-                                                             {256, 112, 2, 2, 734},
-                                                             {256, 128, 2, 2, 793}}};
+inline constexpr std::array<TallKernel, 9> kTallKernels = {{{64, 32, 1, 1, 131},
+                                                            {64, 48, 1, 1, 165},
+                                                            {64, 64, 1, 1, 194},
+                                                            {64, 128, 1, 1, 275},
+                                                            {64, 224, 2, 1, 489},
+                                                            {128, 96, 2, 1, 335},
+                                                            {128, 128, 2, 1, 420},
+                                                            {128, 192, 2, 1, 575},
+                                                            {256, 128, 2, 2, 760}}};
 GemmPlan tall_plan(const TallKernel& kernel, int cluster);
 
 inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of threads, Hopper

@@ -64,7 +64,7 @@ __device__ inline int scale_place(int token) {
 }
 
 // The tokens' scales in shared memory: kScaleStages stages of kSteps steps of a tile's kTokens tokens, in the
-// order that place(token) gives. They come for many steps at a time, so that what a token's come in is whole
+// order that scale_place() gives. They come for many steps at a time, so that what a token's come in is whole
 // lines of memory.
 template <int kTokens, int kSteps>
 struct ScaleRing {
@@ -77,8 +77,8 @@ struct ScaleRing {
 
   // By kLanes threads, of which this is the `first`-th. The scales are another kernel's result of a moment
   // ago: from L2.
-  template <int kLanes, typename Place>
-  __device__ void stream(const GemmTask& task, int first, const Place& place) const {
+  template <int kLanes>
+  __device__ void stream(const GemmTask& task, int first) const {
     const bool whole = task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
     RingPlace at;
     TileOrder{task}.for_each([&](int, int token_tile) {
@@ -90,12 +90,12 @@ struct ScaleRing {
           const std::int64_t token = token_tile * kTokens + t;
           if (token >= task.tokens) continue;  // its result is dropped
           const float* const from = task.token_scales + token * task.steps + begin;
-          float* const to = stage(at.stage) + place(t);
+          float* const to = stage(at.stage) + scale_place<kTokens>(t);
           if (!whole) {
             for (int i = 0; i < count; ++i) to[i * kTokens] = __ldcg(from + i);
             continue;
           }
-          constexpr int kAtOnce = kSteps < 16 ? kSteps : 16;  // registers are the multiplying warps'
+          constexpr int kAtOnce = 16;  // registers are the multiplying warps'
           for (int i = 0; i < count; i += kAtOnce) {
             float4 held[kAtOnce / 4];
 #pragma unroll

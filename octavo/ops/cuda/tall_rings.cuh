@@ -1,0 +1,161 @@
+// The copying side of the FP8 GEMM for many tokens: how a tile is dealt out to the warps of a block, and what
+// its shared memory holds.
+#pragma once
+
+#include "octavo/ops/cuda/gemm_rings.cuh"
+
+namespace octavo::cuda {
+
+// kRows: weight rows of a warpgroup. The warpgroups of a block stand kTokenGroups by kRowGroups; each
+// multiplies kPerGroup tiles of 64 tokens.
+template <int kRows, int kTokenGroups, int kRowGroups, int kPerGroup>
+struct TallShape {
+  static constexpr int kGroups = kTokenGroups * kRowGroups;
+  static constexpr int kThreads = (kGroups + 1) * 128;
+  static constexpr int kTokens = 64 * kTokenGroups * kPerGroup;  // of a tile
+  static constexpr int kTileRows = kRows * kRowGroups;
+  static constexpr int kSpan = tall_steps(kRows);  // steps of a stage
+  static constexpr std::uint32_t kTokenStep = kTokens * kStepBytes;
+  static constexpr std::uint32_t kWeightStep = kTileRows * kStepBytes;
+  static constexpr std::uint32_t kStageBytes = (kTokenStep + kWeightStep) * kSpan;
+  static constexpr int kBoxRows = result_box(kRows);
+  static constexpr std::uint32_t kBoxBytes = 64 * kBoxRows * 2;
+  static constexpr std::uint32_t kResultBytes = kPerGroup * 64 * kRows * 2;  // of a warpgroup
+  static constexpr int kRowScales = kRows / 16;  // of a warpgroup: rows 16 i … share the i-th
+  static constexpr int kScaleLanes = 64;         // threads that copy the tokens' scales
+  // See GemmShape of gemm_kernel.cuh.
+  static constexpr int kMultiplyRegisters = 224;
+  static constexpr int kCopyRegisters = 56;
+  static_assert(kGroups <= 2 && kPerGroup <= 2 && (kPerGroup == 1 || kSpan == 1) && 4 % kSpan == 0);
+};
+
+// The tokens' scales in shared memory: kScaleStages stages of kTallScaleSteps steps of a tile's kTokens
+// tokens. Four steps of a token lie side by side, as in memory, and then the next token's: copies of 16
+// bytes, and what a warp reads of a step is in different banks.
+template <int kTokens>
+struct TallScaleRing {
+  static constexpr std::uint32_t kBytes = kTokens * kTallScaleSteps * 4;  // of a stage
+  std::uint32_t data, full, empty;                                        // shared addresses
+
+  // Of the steps since the kernel's beginning, of each tile a whole number of stages.
+  __device__ const float* of_step(std::uint32_t step) const {
+    return static_cast<const float*>(__cvta_shared_to_generic(data)) +
+           step / 4 % (kTallScaleSteps * kScaleStages / 4) * (kTokens * 4) + step % 4;
+  }
+
+  // By kLanes threads, of which this is the `first`-th. The scales are another kernel's result of a moment
+  // ago: from L2.
+  template <int kLanes>
+  __device__ void stream(const GemmTask& task, int first) const {
+    const bool whole = task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
+    RingPlace at;
+    TileOrder{task}.for_each([&](int, int token_tile) {
+      for (int begin = 0; begin < task.steps; begin += kTallScaleSteps, at.advance(kScaleStages)) {
+        wait(empty + 8 * at.stage, at.parity ^ 1);
+#pragma unroll
+        for (int t = first; t < kTokens; t += kLanes) {
+          const std::int64_t token = token_tile * kTokens + t;
+          if (token >= task.tokens) break;  // its result is dropped
+          const float* const from = task.token_scales + token * task.steps + begin;
+          const std::uint32_t to = data + at.stage * kBytes + t * 16;
+          const int count = min(kTallScaleSteps, task.steps - begin);
+          if (whole) {
+#pragma unroll
+            for (int i = 0; i < kTallScaleSteps; i += 4)
+              if (i < count) copy_16_bytes(to + i * (kTokens * 4), from + i);
+          } else {
+            for (int i = 0; i < count; ++i)
+              store_shared(to + i / 4 * (kTokens * 16) + i % 4 * 4, __ldcg(from + i));
+          }
+        }
+        if (whole)
+          arrive_after_copies(full + 8 * at.stage);
+        else
+          arrive(full + 8 * at.stage);
+      }
+    });
+  }
+};
+
+// Shared memory, all as shared addresses. A stage holds the tokens of its steps, then the weights; a
+// warpgroup's results wait to be stored in boxes of 64 tokens, those of its first 64 tokens first.
+template <typename Shape>
+struct TallRing {
+  std::uint32_t stages, results, full, empty;
+  using Scales = TallScaleRing<Shape::kTokens>;
+  Scales scales;
+
+  __device__ TallRing(const GemmTask& task, void* shared) {
+    stages = (shared_address(shared) + 1023) / 1024 * 1024;
+    results = stages + Shape::kStageBytes * task.weight_stages;
+    scales.data = results + Shape::kResultBytes * Shape::kGroups;
+    full = scales.data + Scales::kBytes * kScaleStages;
+    empty = full + 8 * kMaxStages;
+    scales.full = empty + 8 * kMaxStages;
+    scales.empty = scales.full + 8 * kScaleStages;
+  }
+  __device__ std::uint32_t tokens(std::uint32_t stage) const { return stages + stage * Shape::kStageBytes; }
+  __device__ std::uint32_t weights(std::uint32_t stage) const {
+    return tokens(stage) + Shape::kTokenStep * Shape::kSpan;
+  }
+
+  // By one thread. A stage is full when both its parts are there, and empty when every warp that multiplies,
+  // of every block of the cluster, has read its own: any of them may be given a part of it by any other.
+  __device__ void init(const GemmTask& task) const {
+    for (int s = 0; s < task.weight_stages; ++s) {
+      init_barrier(full + 8 * s, 2);
+      init_barrier(empty + 8 * s, static_cast<std::uint32_t>(Shape::kGroups * 4 * task.cluster));
+    }
+    for (int s = 0; s < kScaleStages; ++s) {
+      init_barrier(scales.full + 8 * s, Shape::kScaleLanes);
+      init_barrier(scales.empty + 8 * s, Shape::kGroups * 4);
+    }
+    publish_barriers();
+  }
+
+  // fill(stage, full barrier, first step, row tile, token tile) for every stage of every tile; by one thread.
+  template <typename Fill>
+  __device__ void for_each_stage(const GemmTask& task, const Fill& fill) const {
+    RingPlace at;
+    TileOrder{task}.for_each([&](int row_tile, int token_tile) {
+      for (int stage = 0; stage < task.stages; ++stage, at.advance(task.weight_stages)) {
+        wait(empty + 8 * at.stage, at.parity ^ 1);
+        fill(at.stage, full + 8 * at.stage, stage * Shape::kSpan, row_tile, token_tile);
+      }
+    });
+  }
+  // Does not wait for the kernel ahead.
+  __device__ void stream_weights(const GemmTask& task) const {
+    prefetch_map(task.weight_map);
+    for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int row_tile, int) {
+      arrive_expecting(barrier, Shape::kWeightStep * Shape::kSpan);
+#pragma unroll
+      for (int i = 0; i < Shape::kSpan; ++i)
+        copy_box(weights(stage) + i * Shape::kWeightStep, task.weight_map, (step + i) * kStepBytes,
+                 row_tile * Shape::kTileRows, barrier);
+    });
+  }
+  // Of a cluster, each block brings its share to all.
+  __device__ void stream_tokens(const GemmTask& task) const {
+    const auto rank = static_cast<int>(rank_in_cluster());
+    const auto all = static_cast<std::uint16_t>((1U << task.cluster) - 1);
+    const auto bytes = static_cast<std::uint32_t>(task.token_box * task.cluster) * kStepBytes * Shape::kSpan;
+    for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int, int token_tile) {
+      arrive_expecting(barrier, bytes);
+#pragma unroll
+      for (int i = 0; i < Shape::kSpan; ++i) {
+        const std::uint32_t to = tokens(stage) + i * Shape::kTokenStep;
+        const int column = (step + i) * kStepBytes;
+        const int token = token_tile * Shape::kTokens;
+        const int share = rank * task.token_box;
+        if (task.cluster == 1)
+          copy_box(to, task.token_map, column, token, barrier);
+        else
+          copy_box_to_cluster(to + static_cast<std::uint32_t>(share) * kStepBytes, task.token_map, column,
+                              token + share, barrier, all);
+      }
+    });
+  }
+};
+
+}  // namespace octavo::cuda
