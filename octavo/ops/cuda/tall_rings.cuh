@@ -127,6 +127,7 @@ struct TallRing {
   // Does not wait for the kernel ahead.
   __device__ void stream_weights(const GemmTask& task) const {
     prefetch_map(task.weight_map);
+    prefetch_map(task.y_map);  // its first use is when all else is done
     for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int row_tile, int) {
       arrive_expecting(barrier, Shape::kWeightStep * Shape::kSpan);
 #pragma unroll
