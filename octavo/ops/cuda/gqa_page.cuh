@@ -233,7 +233,7 @@ struct Splits {
 template <int kStages>
 __device__ void init_ring(std::uint64_t (&full)[kStages]) {
   for (auto& barrier : full) init_barrier(shared_address(&barrier), 1);
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  fence_shared_copies();
 }
 
 }  // namespace octavo::cuda::gqa

@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
     }
     block = block_of(stream + 1);
   };
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  fence_shared_copies();
   __syncthreads();
   if (warp == 0)
     for (int stream = 0; stream < kStages; ++stream) issue(stream);
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
 #pragma unroll
         for (int half = 0; half < kDim / 64; ++half)
           reinterpret_cast<uint4*>(shared.values[stage][its_pages - 1][half])[i] = uint4{};
-      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+      fence_shared_copies();
       __syncthreads();
     }
 

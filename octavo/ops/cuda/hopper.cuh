@@ -141,6 +141,8 @@ __device__ inline void wait_for_count(const std::uint32_t* counter, std::uint32_
 // stores: one such fence on the way is what the PTX ISA asks for (memory consistency model, proxies), and on
 // the writing side it would wait for all copies under way.
 __device__ inline void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// The same of the block's shared memory.
+__device__ inline void fence_shared_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // --- Copies.
 
@@ -209,7 +211,6 @@ __device__ inline void store_box(const CUtensorMap& map, int column, int row, st
 __device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until what the caller's stores read may be overwritten.
 __device__ inline void wait_for_stores() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-__device__ inline void fence_shared_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // --- wgmma.
 
