@@ -1,7 +1,7 @@
 // The FP8 GEMM on the shapes of Llama-3.1-8B: random codes, weights rotated so that together they are several
 // times the L2 cache, a CUDA graph of all launches replayed, median of the replays. Prints Markdown.
 //
-//   gemm_gpu_bench table | chain | tune [M ...]
+//   gemm_gpu_bench table | chain | gated [M ...] | tune [M ...]
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -17,6 +17,7 @@
 
 #include "octavo/ops/cuda/fp8_chain.h"
 #include "octavo/ops/cuda/gemm_task.h"
+#include "octavo/ops/cuda/kernels.h"
 #include "octavo/quant/block_scaling.h"
 #include "octavo/quant/cuda/device.h"
 #include "octavo/quant/e4m3.h"
@@ -123,6 +124,30 @@ class Bench {
            static_cast<double>(sets);
   }
 
+  // gate|up over rotated weights and then SiLU and quantization of its results, or by `plan` both at once.
+  double gated_us(std::int64_t tokens, const GemmPlan* plan) {
+    const Layer& layer = kLayers[2];
+    const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
+    const std::size_t sets = tokens >= 1024 ? 4 : kPool / bytes;
+    if (tokens >= 128) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    return replay_us(
+               [&] {
+                 for (std::size_t i = 0; i < sets; ++i) {
+                   const Fp8Gemm g = gemm(layer, tokens, i * bytes);
+                   const Activation out{reinterpret_cast<bf16*>(gated_.data()),
+                                        reinterpret_cast<float*>(gated_.data() + kMaxTokens * layer.out / 2),
+                                        layer.out / 2, false};
+                   if (plan != nullptr)
+                     cuda::fp8_gemm_gated(g, out, *plan, stream_);
+                   else
+                     cuda::fp8_gemm(g, stream_),
+                         cuda::silu_mul(g.y, tokens, layer.out, layer.out / 2, out, stream_);
+                 }
+               },
+               tokens >= 4096 ? 10 : 20) /
+           static_cast<double>(sets);
+  }
+
   // The four layers one after the other, for as many sets of weights as there are.
   double chain_us(std::int64_t tokens) {
     std::size_t set_bytes = 0;
@@ -206,6 +231,7 @@ class Bench {
   DeviceBuffer weights_{kPool};
   DeviceBuffer x_{static_cast<std::size_t>(kMaxTokens * kMaxIn)};
   DeviceBuffer y_{static_cast<std::size_t>(kMaxTokens * kMaxOut) * sizeof(bf16)};
+  DeviceBuffer gated_{static_cast<std::size_t>(kMaxTokens * kMaxOut)};
   DeviceBuffer scales_, scale_rows_;
   std::unique_ptr<cuda::ChainState> state_ = cuda::ChainState::claim();
 };
@@ -241,6 +267,21 @@ void chain(Bench& bench) {
   }
 }
 
+void gated(Bench& bench, std::vector<std::int64_t> tokens) {
+  if (tokens.empty()) tokens = {8, 16, 17, 32, 64, 128, 256, 512, 1024, 4096, 8192};
+  fmt::print("| M | gate\\|up, then SiLU, us | as one, by tile and cluster, us |\n|---|---|---|\n");
+  for (const std::int64_t m : tokens) {
+    fmt::print("| {} | {:.1f} |", m, bench.gated_us(m, nullptr));
+    const auto cell = [&](const GemmPlan& plan) {
+      fmt::print(" {}x{}, {}: {:.1f}", plan.tokens, plan.rows, plan.cluster, bench.gated_us(m, &plan));
+    };
+    for (const cuda::TallKernel& kernel : cuda::kTallGatedKernels)
+      for (int cluster = 1; cluster <= (m >= 256 ? cuda::kMaxCluster : 1); ++cluster)
+        if (kernel.tokens <= std::max<std::int64_t>(m, 64)) cell(cuda::tall_plan(kernel, cluster));
+    fmt::print(" |\n");
+  }
+}
+
 // Every tall kernel, alone and in clusters, and the narrow ones.
 void tune(Bench& bench, std::vector<std::int64_t> tokens) {
   if (tokens.empty()) tokens = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
@@ -268,12 +309,12 @@ int run_bench(const std::vector<std::string>& arguments) {
   const std::string what = arguments.empty() ? "" : arguments[0];
   if (what == "table") return table(bench), 0;
   if (what == "chain") return chain(bench), 0;
-  if (what == "tune") {
+  if (what == "gated" || what == "tune") {
     std::vector<std::int64_t> tokens;
     for (std::size_t i = 1; i < arguments.size(); ++i) tokens.push_back(std::stoll(arguments[i]));
-    return tune(bench, tokens), 0;
+    return (what == "tune" ? tune : gated)(bench, tokens), 0;
   }
-  fmt::print(stderr, "usage: gemm_gpu_bench table | chain | tune [M ...]\n");
+  fmt::print(stderr, "usage: gemm_gpu_bench table | chain | gated [M ...] | tune [M ...]\n");
   return 2;
 }
 

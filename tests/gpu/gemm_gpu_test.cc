@@ -140,15 +140,15 @@ class GpuGemm : public testing::Test {
   GpuRandom random_;
 };
 
-// gate|up with SiLU in one kernel: the bits of the two.
+// gate|up with SiLU in one kernel: the bits of the two, by every kernel that does it.
 TEST_F(GpuGemm, GatedIsTheLinearLayerAndThenSilu) {
-  for (int round = 0; round < 12; ++round) {
+  for (int round = 0; round < 24; ++round) {
     const std::int64_t cols = kBlock * random_.in(1, round == 0 ? 120 : 12);
-    const std::int64_t m = random_.in(1, 16);
+    const std::int64_t m = round % 2 == 0 ? random_.in(1, 16) : random_.in(17, round % 4 == 1 ? 64 : 700);
     const std::int64_t k = 16 * random_.in(1, 40);
     SCOPED_TRACE(testing::Message() << "M " << m << " N " << 2 * cols << " K " << k);
     const Problem problem(random_, m, 2 * cols, k, round % 3 == 0);
-    const bool pow2 = round % 2 == 0;
+    const bool pow2 = round % 4 < 2;
     const auto result = [&] {
       return std::pair{to_device(std::vector<std::uint8_t>(static_cast<std::size_t>(m * cols), 0x7f)),
                        to_device(std::vector<float>(static_cast<std::size_t>(m * blocks_of(cols)), NAN))};
@@ -162,13 +162,22 @@ TEST_F(GpuGemm, GatedIsTheLinearLayerAndThenSilu) {
       cuda::fp8_gemm(gemm, nullptr);
       cuda::silu_mul(gemm.y, m, gemm.y_stride, cols, view(want), nullptr);
     });
-    const auto got = result();
-    problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) {
-      ASSERT_TRUE(cuda::fp8_gemm_takes_gated(gemm, view(got)));
-      cuda::fp8_gemm_gated(gemm, view(got), nullptr);
-    });
-    ASSERT_EQ(to_host<std::uint8_t>(got.first), to_host<std::uint8_t>(want.first));
-    ASSERT_EQ(to_host<float>(got.second), to_host<float>(want.second));
+    std::vector<cuda::GemmPlan> plans;
+    for (const cuda::TallKernel& kernel : cuda::kTallGatedKernels)
+      for (int cluster = 1; cluster <= cuda::kMaxCluster; ++cluster)
+        plans.push_back(cuda::tall_plan(kernel, cluster));
+    for (const cuda::GemmPlan& plan : plans) {
+      SCOPED_TRACE(testing::Message() << "tokens " << plan.tokens << " cluster " << plan.cluster);
+      const auto got = result();
+      problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) {
+        if (m <= 16) {
+          ASSERT_TRUE(cuda::fp8_gemm_takes_gated(gemm, view(got)));
+        }
+        cuda::fp8_gemm_gated(gemm, view(got), plan, nullptr);
+      });
+      ASSERT_EQ(to_host<std::uint8_t>(got.first), to_host<std::uint8_t>(want.first));
+      ASSERT_EQ(to_host<float>(got.second), to_host<float>(want.second));
+    }
   }
 }
 

@@ -1,4 +1,5 @@
-// The FP8 GEMM for more than a few tokens: a kernel for each of kTallKernels.
+// The FP8 GEMM for more than a few tokens: a kernel for each of kTallKernels and
+// kTallGatedKernels.
 #include <algorithm>
 #include <cassert>
 #include <utility>
@@ -10,34 +11,37 @@ namespace {
 
 using Launch = void (*)(const GemmTask&, std::size_t, bool, cudaStream_t);
 
-template <std::size_t kIndex>
+template <const auto& kKernels, std::size_t kIndex>
 constexpr Launch launch_of() {
-  constexpr TallKernel kKernel = kTallKernels[kIndex];
+  constexpr TallKernel kKernel = kKernels[kIndex];
   constexpr int kTokenGroups = kKernel.tokens / 64 / kKernel.per_group;
   constexpr int kRowGroups = kKernel.groups / kTokenGroups;
   constexpr int kRows = kKernel.rows / kRowGroups;
-  using Shape = TallShape<kRows, kTokenGroups, kRowGroups, kKernel.per_group>;
+  using Shape = TallShape<kRows, kTokenGroups, kRowGroups, kKernel.per_group, kKernel.gated>;
   static_assert(Shape::kTokens == kKernel.tokens && Shape::kTileRows == kKernel.rows &&
                 Shape::kGroups == kKernel.groups);
-  return launch_persistent<tall_gemm_kernel<kRows, kTokenGroups, kRowGroups, kKernel.per_group>,
-                           Shape::kThreads>;
+  return launch_persistent<tall_gemm_kernel<Shape>, Shape::kThreads>;
 }
 
-template <std::size_t... kIndices>
-constexpr std::array<Launch, sizeof...(kIndices)> launches(std::index_sequence<kIndices...>) {
-  return {launch_of<kIndices>()...};
+template <const auto& kKernels, std::size_t... kIndices>
+void launch_one_of(std::index_sequence<kIndices...>, const GemmTask& task, const GemmPlan& plan, bool early,
+                   cudaStream_t stream) {
+  static constexpr Launch kLaunches[] = {launch_of<kKernels, kIndices>()...};
+  const auto kernel = std::find_if(kKernels.begin(), kKernels.end(), [&](const TallKernel& k) {
+    return k.tokens == plan.tokens && k.rows == plan.rows;
+  });
+  assert(kernel != kKernels.end());
+  kLaunches[kernel - kKernels.begin()](task, plan.shared_bytes(), early, stream);
 }
 
 }  // namespace
 
 void launch_tall_gemm(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream) {
-  static constexpr auto kLaunches = launches(std::make_index_sequence<kTallKernels.size()>());
-  const auto kernel = std::find_if(kTallKernels.begin(), kTallKernels.end(), [&](const TallKernel& k) {
-    return k.tokens == plan.tokens && k.rows == plan.rows;
-  });
-  assert(kernel != kTallKernels.end());
-  kLaunches[static_cast<std::size_t>(kernel - kTallKernels.begin())](task, plan.shared_bytes(), early,
-                                                                     stream);
+  if (plan.gated)
+    launch_one_of<kTallGatedKernels>(std::make_index_sequence<kTallGatedKernels.size()>(), task, plan, early,
+                                     stream);
+  else
+    launch_one_of<kTallKernels>(std::make_index_sequence<kTallKernels.size()>(), task, plan, early, stream);
 }
 
 }  // namespace octavo::cuda

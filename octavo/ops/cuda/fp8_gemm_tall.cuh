@@ -8,7 +8,9 @@
 
 #include <numeric>
 
+#include "octavo/ops/cuda/silu.cuh"
 #include "octavo/ops/cuda/tall_rings.cuh"
+#include "octavo/quant/cuda/scaling.cuh"
 #include "octavo/quant/cuda/vector_io.cuh"
 
 namespace octavo::cuda {
@@ -67,11 +69,12 @@ struct RowScales {
 };
 
 // One warp of the multiplying warpgroups: sixteen tokens of each of its 64-token tiles.
-template <int kRows, int kTokenGroups, int kRowGroups, int kPerGroup>
+template <typename Shape>
 struct TallMultiplier {
-  using Shape = TallShape<kRows, kTokenGroups, kRowGroups, kPerGroup>;
-  using Sums = float[kRows / 2];  // a thread's share of a 64-token tile
+  static constexpr int kRows = Shape::kRows;
+  static constexpr int kPerGroup = Shape::kPerGroup;
   static constexpr int kSpan = Shape::kSpan;
+  using Sums = float[kRows / 2];  // a thread's share of a 64-token tile
   // What is multiplied in one go, a unit: a stage, or one of a stage's two 64-token tiles. Where no other
   // warpgroup keeps the tensor cores busy meanwhile, and registers allow, the next unit's products are under
   // way while a unit's sums are added.
@@ -109,14 +112,17 @@ struct TallMultiplier {
     at = stage_at({});
   }
 
-  __device__ int token_group() const { return warp / 4 % kTokenGroups; }
-  __device__ int row_group() const { return warp / 4 / kTokenGroups; }
+  __device__ int token_group() const { return warp / 4 % Shape::kTokenGroups; }
+  __device__ int row_group() const { return warp / 4 / Shape::kTokenGroups; }
   // In the block's tile: this thread's first token of its 64-token tile t; the other is eight further down.
   __device__ int token(int t) const {
     return (token_group() * kPerGroup + t) * 64 + warp % 4 * 16 + lane / 4;
   }
 
-  __device__ int first_row(int row_tile) const { return row_tile * Shape::kTileRows + row_group() * kRows; }
+  __device__ int first_row(int row_tile) const {
+    if constexpr (Shape::kGated) return row_tile * kRows + row_group() * (task.out / 2);
+    return row_tile * Shape::kTileRows + row_group() * kRows;
+  }
   __device__ void begin_tile(int row_tile) {
     row = first_row(row_tile);
 #pragma unroll
@@ -256,8 +262,27 @@ struct TallMultiplier {
     if constexpr (kSets == 2) add<kSplit>(unit.blocks, kTile, first, unit.scales);
     if constexpr (kMore) wgmma_wait<0>();
   }
+  // Bound by memory: one copy of everything, for between two layers of a step a multiprocessor has forgotten
+  // the instructions, and fetches them again while nothing else can be done.
+  template <int kSplit>
+  __device__ void sum_short() {
+    Unit<kSplit> unit;
+    for (int first = 0; first < task.stages * kSpan; first += kSpan) {
+      if (!ready) wait(at.full, at.place.parity);
+      begin(unit.blocks, 0);
+      read_scales<kSplit>(unit.scales, 0, first);
+      look_ahead();
+      wgmma_wait<0>();
+#pragma unroll
+      for (int i = 0; i < kSpan; ++i) pin(unit.blocks[i]);
+      release(at.place.stage);
+      add<kSplit>(unit.blocks, 0, first, unit.scales);
+      at = next;
+    }
+  }
   template <int kSplit>
   __device__ void sum() {
+    if constexpr (Shape::kShort) return sum_short<kSplit>();
     Unit<kSplit> units[kSets];
     Unit<kSplit>& one = units[0];
     Unit<kSplit>& other = units[kSets - 1];
@@ -299,16 +324,18 @@ struct TallMultiplier {
     }
   }
 
+  // Without a bias +0, as everywhere: a sum of -0 has the same bits in every batch.
   __device__ void add_bias() {
 #pragma unroll
     for (int chunk = 0; chunk < kRows / 8; ++chunk) {
       const int at = row + chunk * 8 + lane % 4 * 2;
-      if (at >= task.out) return;
-      const float bias[2] = {task.bias[at], task.bias[at + 1]};
+      float2 bias = {0, 0};
+      if (task.bias != nullptr && at < task.out) bias = *reinterpret_cast<const float2*>(task.bias + at);
 #pragma unroll
       for (int t = 0; t < kPerGroup; ++t)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[t][chunk * 4 + i] = __fadd_rn(sums[t][chunk * 4 + i], bias[i % 2]);
+        for (int i = 0; i < 4; ++i)
+          sums[t][chunk * 4 + i] = __fadd_rn(sums[t][chunk * 4 + i], i % 2 == 0 ? bias.x : bias.y);
     }
   }
 
@@ -317,7 +344,7 @@ struct TallMultiplier {
     const auto sync_group = [&] { asm volatile("bar.sync %0, 128;" ::"r"(1 + warp / 4) : "memory"); };
     const bool stores = warp % 4 == 0 && lane == 0;
     const std::uint32_t results = ring.results + static_cast<std::uint32_t>(warp / 4) * Shape::kResultBytes;
-    if (task.bias != nullptr) add_bias();
+    add_bias();
     if (stores) wait_for_stores();
     sync_group();
     // A lane's row of the 8×8 matrices: of tokens 0 to 7 and 8 to 15 of the warp's, of one chunk of eight
@@ -353,12 +380,87 @@ struct TallMultiplier {
       commit_stores();
     }
   }
+
+  // --- Gated: one warpgroup has gate's rows, the other up's, and of both a thread the same columns of the
+  // same two tokens. It gives one token's to the other warpgroup for what that has of the other token.
+  static constexpr int kChunks = kRows / 8;  // of eight columns, of which a thread has two
+  __device__ static void sync_groups() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
+  // Of a token's codes, of which a lane has two of each of four chunks, the eight of the chunk that is lane
+  // % 4.
+  __device__ uint2 gather_chunk(uint2 codes) const {
+    const bool upper = lane % 4 >= 2;
+    const bool odd = lane % 2 != 0;
+    // Two chunks of this lane and of the one two further on or back, the lower lane's first.
+    const std::uint32_t kept = upper ? codes.y : codes.x;
+    const std::uint32_t got = __shfl_xor_sync(0xffffffffU, upper ? codes.x : codes.y, 2);
+    const std::uint32_t low = upper ? got : kept;
+    const std::uint32_t high = upper ? kept : got;
+    // One chunk of both lanes' and of their neighbours.
+    const std::uint32_t given = __byte_perm(low, high, odd ? 0x5410 : 0x7632);
+    const std::uint32_t from = __shfl_xor_sync(0xffffffffU, given, 1);
+    const std::uint32_t mine = __byte_perm(low, high, odd ? 0x7632 : 0x5410);
+    return odd ? uint2{__byte_perm(from, mine, 0x5410), __byte_perm(from, mine, 0x7632)}
+               : uint2{__byte_perm(mine, from, 0x5410), __byte_perm(mine, from, 0x7632)};
+  }
+  // silu(gate) · up of the tile, quantized: 128 columns of the result, which are one group of a token and of
+  // which a thread has every fourth pair.
+  __device__ void store_gated(int row_tile, int token_tile) {
+    add_bias();
+    const bool has_up = row_group() != 0;  // keeps the later token
+    // Asked for anew, or all that follows from it would be found out once and kept from tile to tile, in
+    // registers that the sums need.
+    std::uint32_t thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    const std::uint32_t place = ring.results + thread % 128 * 4;
+    const std::uint32_t given = place + (has_up ? Shape::kResultBytes : 0);
+    const std::uint32_t taken = place + (has_up ? 0 : Shape::kResultBytes);
+    constexpr std::uint32_t kChunk = 128 * 4;  // a pair for each thread
+    const std::int64_t cols = task.out / 2;
+#pragma unroll
+    for (int tile = 0; tile < kPerGroup; ++tile) {
+      std::uint32_t pairs[kChunks];
+      sync_groups();  // what was given before has been taken
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        const float* const sum = sums[tile] + chunk * 4;
+        const std::uint32_t low = pack_bf16(sum[0], sum[1]);
+        const std::uint32_t high = pack_bf16(sum[2], sum[3]);
+        store_shared(given + chunk * kChunk, has_up ? low : high);
+        pairs[chunk] = has_up ? high : low;
+      }
+      sync_groups();
+      std::uint32_t largest = 0;
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        const std::uint32_t other = load_shared(taken + chunk * kChunk);
+        const std::uint32_t gate = has_up ? other : pairs[chunk];
+        const std::uint32_t up = has_up ? pairs[chunk] : other;
+        pairs[chunk] = pack_bf16(silu(low_bf16(gate)) * low_bf16(up), silu(high_bf16(gate)) * high_bf16(up));
+        largest = max(largest, max(pairs[chunk] << 16 & 0x7fffffffU, pairs[chunk] & 0x7fff0000U));
+      }
+      largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, 1));
+      largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, 2));
+      const Scale scale = divide_scale(__uint_as_float(largest), task.gated_pow2);
+      const auto quad = static_cast<int>(thread % 128 / 4);
+      const std::int64_t at =
+          token_tile * Shape::kTokens + tile * 64 + quad / 8 * 16 + quad % 8 + (has_up ? 8 : 0);
+      std::uint8_t* const to = task.gated + at * cols + row_tile * kRows + thread % 4 * 8;
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; chunk += 4) {
+        float values[8];
+        unpack8({pairs[chunk], pairs[chunk + 1], pairs[chunk + 2], pairs[chunk + 3]}, values);
+        const uint2 codes = gather_chunk(e4m3x8(values, scale.multiplier));
+        if (at < task.tokens) *reinterpret_cast<uint2*>(to + chunk * 8) = codes;
+      }
+      if (thread % 4 == 0 && at < task.tokens)
+        task.gated_scales[at * (cols / kBlock) + row_tile] = scale.scale;
+    }
+  }
 };
 
-template <int kRows, int kTokenGroups, int kRowGroups, int kPerGroup>
-__global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPerGroup>::kThreads, 1)
+template <typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, 1)
     tall_gemm_kernel(const __grid_constant__ GemmTask task) {
-  using Shape = TallShape<kRows, kTokenGroups, kRowGroups, kPerGroup>;
   extern __shared__ std::uint8_t shared[];
   const TallRing<Shape> ring(task, shared);
   const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
@@ -388,7 +490,7 @@ __global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPe
     }
   } else {
     if constexpr (Shape::kGroups > 1) take_registers<Shape::kMultiplyRegisters>();
-    TallMultiplier<kRows, kTokenGroups, kRowGroups, kPerGroup> multiplier(task, ring, warp, lane);
+    TallMultiplier<Shape> multiplier(task, ring, warp, lane);
     const TileOrder order{task};
     const auto look_up = [&](int item) {
       if (item < order.count())
@@ -404,7 +506,10 @@ __global__ void __launch_bounds__(TallShape<kRows, kTokenGroups, kRowGroups, kPe
         look_up(item + order.step());
         multiplier.sum_tile();
         multiplier.row_scales.prefetch(task, lane);
-        multiplier.store(token_tile);
+        if constexpr (Shape::kGated)
+          multiplier.store_gated(row_tile, token_tile);
+        else
+          multiplier.store(token_tile);
       });
     wait_for_stores();  // shared memory is the next block's then
   }

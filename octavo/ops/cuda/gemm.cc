@@ -45,12 +45,16 @@ void fp8_gemm(const Fp8Gemm& g, cudaStream_t stream) {
 }
 
 bool fp8_gemm_takes_gated(const Fp8Gemm& g, const Activation& gated) {
-  return takes_gated(g.out, g.tokens) && g.in % 16 == 0 && gated.cols * 2 == g.out && gated.scales != nullptr;
+  return takes_gated(g.out, g.in, g.tokens, multiprocessors()) && g.in % 16 == 0 && gated.cols * 2 == g.out &&
+         gated.scales != nullptr;
+}
+void fp8_gemm_gated(const Fp8Gemm& g, const Activation& gated, const GemmPlan& plan, cudaStream_t stream) {
+  run(g, plan, &gated, stream);
 }
 void fp8_gemm_gated(const Fp8Gemm& g, const Activation& gated, cudaStream_t stream) {
   if (g.tokens == 0) return;
   assert(fp8_gemm_takes_gated(g, gated));
-  run(g, plan_gated_gemm(g.tokens), &gated, stream);
+  fp8_gemm_gated(g, gated, plan_gated_gemm(g.out, g.in, g.tokens, multiprocessors()), stream);
 }
 
 void bf16_gemm(const Bf16Gemm& g, const GemmPlan& plan, cudaStream_t stream) {

@@ -9,8 +9,6 @@
 #pragma once
 
 #include "octavo/ops/cuda/gemm_rings.cuh"
-#include "octavo/ops/cuda/silu.cuh"
-#include "octavo/quant/cuda/group_quantizer.cuh"
 #include "octavo/quant/cuda/vector_io.cuh"
 
 namespace octavo::cuda {
@@ -89,10 +87,8 @@ struct Multiplier {
   int warp, lane;
   RingPlace weights{}, tokens{}, scales{};  // what is multiplied next
   Sums sums[kPerGroup];
-  // Of the rows of a 64-row tile: the first, its place in the block's tile, and whether they are the block's
-  // own.
+  // Of the rows of a 64-row tile: the first, and whether they are the block's own.
   int row[kPerGroup];
-  int inside[kPerGroup];
   bool live[kPerGroup];
   // FP8: the rows' scales, of which a lane holds that of one of 32 blocks, and of the next 32.
   const float* row_scales;
@@ -102,9 +98,9 @@ struct Multiplier {
   __device__ void begin_tile(int row_tile) {
 #pragma unroll
     for (int t = 0; t < kPerGroup; ++t) {
-      inside[t] = (warp / 4 * kPerGroup + t) * 64 + warp % 4 * 16;
-      row[t] = row_tile * task.part_rows + inside[t] + (inside[t] < task.part_rows ? 0 : task.up_offset);
-      live[t] = inside[t] < task.rows && row[t] < task.out;
+      const int inside = (warp / 4 * kPerGroup + t) * 64 + warp % 4 * 16;
+      row[t] = row_tile * task.rows + inside;
+      live[t] = inside < task.rows && row[t] < task.out;
       if constexpr (Element::kScaled) {
         row_scales = task.weight_scales +
                      static_cast<std::int64_t>(live[t] ? task.scale_rows[row[t] / 16] : 0) * task.steps;
@@ -233,12 +229,6 @@ struct Multiplier {
   // A lane holds two neighbouring tokens of a row (lane / 4, and eight further down); transposed, two
   // neighbouring rows of a token.
   __device__ void store(int token_tile) const {
-    store<false>(token_tile, task.y + static_cast<std::int64_t>(token_tile) * kTokens * task.y_stride,
-                 task.y_stride);
-  }
-  // The tile to `to_tile`, whose tokens are `stride` apart: to the rows' places in y, or in the tile.
-  template <bool kInside>
-  __device__ void store(int token_tile, bf16* to_tile, std::int64_t stride) const {
     const int quad = lane / 4;
 #pragma unroll
     for (int t = 0; t < kPerGroup; ++t) {
@@ -261,44 +251,15 @@ struct Multiplier {
         }
         const std::uint32_t low = transpose8x8(pack_bf16(s[0], s[1]));
         const std::uint32_t high = transpose8x8(pack_bf16(s[2], s[3]));
-        const int token = j * 8 + quad;
-        if (token_tile * kTokens + token < task.tokens) {
-          auto* const to = reinterpret_cast<std::uint32_t*>(to_tile + token * stride +
-                                                            (kInside ? inside[t] : row[t]) + lane % 4 * 2);
+        const int token = token_tile * kTokens + j * 8 + quad;
+        if (token < task.tokens) {
+          auto* const to =
+              reinterpret_cast<std::uint32_t*>(task.y + token * task.y_stride + row[t] + lane % 4 * 2);
           to[0] = low;
           to[4] = high;
         }
       }
     }
-  }
-
-  // silu(gate) · up of the tile, quantized: 128 columns of the result, which are one group of each token.
-  __device__ void store_gated(int row_tile, int token_tile) const {
-    const auto sync = [] {
-      asm volatile("bar.sync 1, %0;" ::"n"(kGroups * Shape::kGroupThreads) : "memory");
-    };
-    auto* const tile = static_cast<bf16*>(__cvta_shared_to_generic(rings.gate_up));
-    sync();  // the tile before has been read
-    store<true>(token_tile, tile, task.rows);
-    sync();
-    const int thread = warp * 32 + lane;
-    if (thread >= kTokens * kLanesPerGroup) return;
-    const int token = token_tile * kTokens + thread / kLanesPerGroup;
-    const int column = thread % kLanesPerGroup * 8;
-    const bf16* const gate = tile + thread / kLanesPerGroup * task.rows + column;
-    float g[8];
-    float u[8];
-    load8(gate, true, 8, g);
-    load8(gate + task.part_rows, true, 8, u);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) g[i] = silu(g[i]) * u[i];
-    unpack8(pack8(g), g);
-    const Scale scale = group_scale(g, task.gated_pow2);
-    if (token >= task.tokens) return;
-    const std::int64_t cols = task.out / 2;
-    const int first = row_tile * task.part_rows;
-    *reinterpret_cast<uint2*>(task.gated + token * cols + first + column) = e4m3x8(g, scale.multiplier);
-    if (column == 0) task.gated_scales[token * (cols / kBlock) + first / kBlock] = scale.scale;
   }
 };
 
@@ -329,8 +290,7 @@ __global__ void __launch_bounds__(GemmShape<Element, kTokens, kGroups, kPerGroup
     } else if constexpr (Element::kScaled) {
       const int first = (role - 2) * 32 + lane;
       wait_for_previous_kernel();
-      if (first < Shape::kScaleLanes)
-        rings.scales.template stream<Shape::kScaleLanes>(task, first);
+      if (first < Shape::kScaleLanes) rings.scales.template stream<Shape::kScaleLanes>(task, first);
     }
   } else {
     if constexpr (kGroups > 1) take_registers<Shape::kMultiplyRegisters>();
@@ -341,9 +301,6 @@ __global__ void __launch_bounds__(GemmShape<Element, kTokens, kGroups, kPerGroup
         multiplier.sum_plain();
       else
         multiplier.sum_scaled();
-      if constexpr (Element::kScaled && kGroups == 4) {
-        if (task.gated != nullptr) return multiplier.store_gated(row_tile, token_tile);
-      }
       multiplier.store(token_tile);
     });
   }

@@ -98,12 +98,11 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   assert(std::min(plan.weight_stages, plan.token_stages) >= kMinStages);
   assert(plan.tall || plan.cluster == 1);
   GemmTask task{};
-  task.part_rows = plan.part_rows();
-  task.up_offset = plan.gated ? static_cast<int>(g.out) / 2 - task.part_rows : 0;
-  task.weight_map = tensor_map(g.weight, g.element_bytes, g.out, g.in, task.part_rows);
+  task.weight_map =
+      tensor_map(g.weight, g.element_bytes, g.out, g.in, plan.gated ? plan.rows / 2 : plan.rows);
   task.token_box = plan.token_box(g.tokens);
   task.token_map = tensor_map(g.x, g.element_bytes, g.tokens, g.in, task.token_box);
-  if (plan.tall)
+  if (plan.tall && !plan.gated)
     task.y_map = result_map(static_cast<const bf16*>(g.y), g.tokens, g.out, g.y_stride,
                             result_box(plan.rows_of_group()));
   task.y_stride = g.y_stride;
@@ -112,9 +111,13 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   task.steps = static_cast<int>((g.in * g.element_bytes + kStepBytes - 1) / kStepBytes);
   task.stages = (task.steps + plan.steps() - 1) / plan.steps();
   task.rows = plan.rows;
-  task.row_groups = static_cast<int>((plan.row_tiles(g.out) + plan.cluster - 1) / plan.cluster);
-  task.token_tiles = static_cast<int>(plan.token_tiles(g.tokens));
   task.cluster = plan.cluster;
+  task.shares_weights = plan.gated;
+  const auto items = [](std::int64_t tiles, int of_cluster) {
+    return static_cast<int>((tiles + of_cluster - 1) / of_cluster);
+  };
+  task.row_items = items(plan.row_tiles(g.out), task.shares_weights ? 1 : plan.cluster);
+  task.token_items = items(plan.token_tiles(g.tokens), task.shares_weights ? plan.cluster : 1);
   task.weight_stages = plan.weight_stages;
   task.token_stages = plan.token_stages;
   return task;

@@ -10,6 +10,7 @@ constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b 
 constexpr std::size_t kBarrierBytes = 4 * 64 * 8;  // four barriers for each of at most 64 stages
 constexpr int kSpare = 4;                          // 4096 rows on 132 multiprocessors still count as half
 constexpr int kRowStep = 16;                       // rows that share a weight scale
+constexpr int kMaxNarrowTokens = 16;               // of FP8 layers in narrow tiles
 
 // Rows so that all multiprocessors get the same number of tiles, at most `most` rows each.
 int even_rows(std::int64_t out, std::int64_t tiles_beside, int multiprocessors, int most) {
@@ -22,8 +23,7 @@ int even_rows(std::int64_t out, std::int64_t tiles_beside, int multiprocessors, 
 
 // Shared memory to stages: tokens get enough to cover the latency of L2, the weights all the rest.
 void deal_stages(GemmPlan& plan) {
-  const std::size_t room =
-      kMaxSharedBytes - plan.scale_bytes() - plan.result_bytes() - plan.gated_bytes() - kBarrierBytes - 1024;
+  const std::size_t room = kMaxSharedBytes - plan.scale_bytes() - plan.result_bytes() - kBarrierBytes - 1024;
   const auto fit = [](std::size_t bytes, std::size_t stage) {
     return static_cast<int>(std::min<std::size_t>(bytes / stage, kMaxStages));
   };
@@ -46,20 +46,22 @@ GemmPlan tall_plan(const TallKernel& kernel, int cluster) {
   plan.rows = kernel.rows;
   plan.groups = kernel.groups;
   plan.per_group = kernel.per_group;
+  plan.gated = kernel.gated;
   plan.cluster = cluster;
   deal_stages(plan);
   return plan;
 }
 
 int GemmPlan::token_box(std::int64_t m) const {
-  if (m > tokens) return tokens / cluster;
-  return static_cast<int>(cluster == 1 ? m : ceil_div(ceil_div(m, cluster), 8) * 8);
+  const int shares = gated ? 1 : cluster;
+  if (m > tokens) return tokens / shares;
+  return static_cast<int>(shares == 1 ? m : ceil_div(ceil_div(m, shares), 8) * 8);
 }
 
 std::size_t GemmPlan::shared_bytes() const {
   const std::size_t weights = static_cast<std::size_t>(weight_stages) * weight_stage_bytes();
-  const std::size_t rings = weights + static_cast<std::size_t>(token_stages) * token_stage_bytes() +
-                            scale_bytes() + result_bytes() + gated_bytes();
+  const std::size_t rings =
+      weights + static_cast<std::size_t>(token_stages) * token_stage_bytes() + scale_bytes() + result_bytes();
   // The matrix instructions read whole tiles of 64 rows, in the last step too.
   const std::size_t read = weights - static_cast<std::size_t>(rows) * 128 +
                            static_cast<std::size_t>(64 * groups * per_group) * 128;
@@ -77,11 +79,18 @@ double tall_cost(const TallKernel& kernel, std::int64_t out, std::int64_t in, st
          (kernel.step_ns * static_cast<double>(ceil_div(in, 128)) + kTile);
 }
 
-GemmPlan plan_tall(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
-  const TallKernel& best =
-      *std::min_element(kTallKernels.begin(), kTallKernels.end(), [&](const auto& a, const auto& b) {
-        return tall_cost(a, out, in, m, multiprocessors) < tall_cost(b, out, in, m, multiprocessors);
-      });
+const TallKernel& best_tall(bool gated, std::int64_t out, std::int64_t in, std::int64_t m,
+                            int multiprocessors) {
+  const auto cost = [&](const TallKernel& kernel) { return tall_cost(kernel, out, in, m, multiprocessors); };
+  const auto best_of = [&](const auto& kernels) -> const TallKernel& {
+    return *std::min_element(kernels.begin(), kernels.end(),
+                             [&](const auto& a, const auto& b) { return cost(a) < cost(b); });
+  };
+  return gated ? best_of(kTallGatedKernels) : best_of(kTallKernels);
+}
+
+GemmPlan plan_tall(bool gated, std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
+  const TallKernel& best = best_tall(gated, out, in, m, multiprocessors);
   // Blocks that read the same at the same time read it from L2 once in any case; in pairs it takes less
   // energy, which is what bounds prompts. At 1024 tokens and below there is nothing in it, at 8192 some
   // percent.
@@ -110,20 +119,23 @@ int chain_rows(std::int64_t out, int multiprocessors) {
   return std::max(32, even_rows(out, 1, multiprocessors, 64));
 }
 
-GemmPlan plan_gated_gemm(std::int64_t m) {
-  GemmPlan plan;
-  plan.gated = true;
-  plan.tokens = m <= 8 ? 8 : 16;
-  plan.rows = 256;
-  plan.groups = 4;
-  plan.per_group = 1;
-  deal_stages(plan);
-  return plan;
+bool takes_gated(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
+  if (out % 256 != 0) return false;
+  if (m <= kMaxNarrowTokens) return true;
+  // What SiLU by itself takes: a launch, and results written and read again.
+  const double silu = 1500 + static_cast<double>(m * out) * 1e-3;
+  const auto cost = [&](bool gated) {
+    return tall_cost(best_tall(gated, out, in, m, multiprocessors), out, in, m, multiprocessors);
+  };
+  return cost(true) < cost(false) + silu;
+}
+GemmPlan plan_gated_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
+  return plan_tall(true, out, in, m, multiprocessors);
 }
 
 GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
   assert(out > 0 && in > 0 && m > 0);
-  if (m > 16) return plan_tall(out, in, m, multiprocessors);
+  if (m > kMaxNarrowTokens) return plan_tall(false, out, in, m, multiprocessors);
   // Where 64 rows a tile would leave half of the multiprocessors without one.
   if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors) return tall_plan(kTallKernels[0], 1);
   return plan_narrow_gemm(out, m, multiprocessors);

@@ -44,15 +44,15 @@ struct GemmPlan {
   int groups = 0;     // warpgroups that multiply: 1, 2 or 4; tall: 1 or 2
   int per_group = 0;  // 64-row tiles a warpgroup (tall: of tokens): 1, or 2
   int rows = 0;       // weight rows of a tile: a multiple of 16; narrow: at most 64 · groups · per_group
-  // Tall: blocks of threads of neighbouring rows that share the tokens' loads, each bringing its part to all.
+  // Tall: blocks of threads of neighbouring rows that share the tokens' loads, each bringing its part to all;
+  // gated, of neighbouring tokens that share the weights'.
   int cluster = 1;
   // Of the rings: what fits ahead of the tensor cores. Tall: equal.
   int weight_stages = 0;
   int token_stages = 0;
-  // The tile's rows are 128 of gate and 128 of up, whose product is the result (narrow, FP8).
+  // Tall: the tile's rows are 128 of gate and 128 of up, whose product is the result.
   bool gated = false;
 
-  int part_rows() const { return gated ? rows / 2 : rows; }
   int rows_of_group() const { return rows * (tokens / 64 / per_group) / groups; }  // tall
   // Of a stage.
   int steps() const { return tall ? tall_steps(rows_of_group()) : narrow_steps(tokens, groups); }
@@ -62,8 +62,10 @@ struct GemmPlan {
     return static_cast<std::size_t>(kScaleStages * tokens * (tall ? kTallScaleSteps : scale_steps(tokens))) *
            sizeof(float);
   }
-  std::size_t result_bytes() const { return tall ? static_cast<std::size_t>(tokens * rows) * 2 : 0; }
-  std::size_t gated_bytes() const { return gated ? static_cast<std::size_t>(tokens * rows) * 2 : 0; }
+  // What waits to be stored or, gated, for its other part: of 64 tokens every other.
+  std::size_t result_bytes() const {
+    return tall ? static_cast<std::size_t>((gated ? 32 : tokens) * rows) * 2 : 0;
+  }
   std::size_t shared_bytes() const;
   // Tokens that one copy brings. Where one tile holds them all, no more than there are: copies of rows beyond
   // the matrix take several times as long. A block's share begins at a whole swizzle pattern of eight.
@@ -78,6 +80,7 @@ inline constexpr int kMaxCluster = 2;
 struct TallKernel {
   int tokens, rows, groups, per_group;
   double step_ns;
+  bool gated = false;
 };
 inline constexpr std::array<TallKernel, 9> kTallKernels = {{{64, 32, 1, 1, 131},
                                                             {64, 48, 1, 1, 165},
@@ -88,6 +91,8 @@ inline constexpr std::array<TallKernel, 9> kTallKernels = {{{64, 32, 1, 1, 131},
                                                             {128, 128, 2, 1, 420},
                                                             {128, 192, 2, 1, 575},
                                                             {256, 128, 2, 2, 760}}};
+inline constexpr std::array<TallKernel, 2> kTallGatedKernels = {
+    {{64, 256, 2, 1, 500, true}, {128, 256, 2, 2, 760, true}}};
 GemmPlan tall_plan(const TallKernel& kernel, int cluster);
 
 inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of threads, Hopper
@@ -95,9 +100,10 @@ inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of thr
 // The plan for y[m, out] = x[m, in] · w[out, in]ᵀ on a device of `multiprocessors`.
 GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
 GemmPlan plan_narrow_gemm(std::int64_t out, std::int64_t m, int multiprocessors = 132);  // of either, m <= 64
-// Where takes_gated(out, m).
-constexpr bool takes_gated(std::int64_t out, std::int64_t m) { return out % 256 == 0 && m <= 16; }
-GemmPlan plan_gated_gemm(std::int64_t m);
+// Of a layer whose rows are gate's, then up's: where their product can be the result, and is sooner than by a
+// kernel after.
+bool takes_gated(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
+GemmPlan plan_gated_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
 // Weight rows of a tile of a chain's linear layer (fp8_chain.h): 32, 48 or 64.
 int chain_rows(std::int64_t out, int multiprocessors = 132);
 GemmPlan plan_bf16_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);

@@ -16,9 +16,13 @@ void expect_valid(const GemmPlan& p, std::int64_t out, std::int64_t in, std::int
                                   << " groups " << p.groups << "x" << p.per_group << " rows " << p.rows
                                   << " cluster " << p.cluster);
   if (p.tall) {
-    EXPECT_TRUE(std::any_of(kTallKernels.begin(), kTallKernels.end(), [&](const TallKernel& k) {
-      return k.tokens == p.tokens && k.rows == p.rows && k.groups == p.groups && k.per_group == p.per_group;
-    }));
+    const auto is_one_of = [&](const auto& kernels) {
+      return std::any_of(kernels.begin(), kernels.end(), [&](const TallKernel& k) {
+        return k.tokens == p.tokens && k.rows == p.rows && k.groups == p.groups &&
+               k.per_group == p.per_group && k.gated == p.gated;
+      });
+    };
+    EXPECT_TRUE(p.gated ? is_one_of(kTallGatedKernels) : is_one_of(kTallKernels));
     EXPECT_EQ(p.weight_stages, p.token_stages);
     EXPECT_EQ(p.rows_of_group() % 16, 0);
     EXPECT_EQ(p.rows_of_group() % result_box(p.rows_of_group()), 0);
@@ -54,7 +58,8 @@ TEST(GemmPlan, EveryPlanIsOneTheHardwareCanRun) {
     const std::int64_t m = in(1, round % 3 == 0 ? 10000 : 300);
     expect_valid(plan_fp8_gemm(out, k, m), out, k, m);
     expect_valid(plan_bf16_gemm(out, k, m), out, k, m);
-    expect_valid(plan_gated_gemm(1 + m % 16), out / 256 * 256, k, 1 + m % 16);
+    const std::int64_t both = 256 * in(1, 200);
+    expect_valid(plan_gated_gemm(both, k, m), both, k, m);
     if (HasFailure()) return;
   }
 }

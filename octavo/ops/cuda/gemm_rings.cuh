@@ -33,21 +33,29 @@ struct StageRelease {
 };
 
 // Which tile comes next: the token tiles of a band side by side, then the next rows. The blocks of a cluster
-// take neighbouring rows.
+// take neighbouring rows or, where they share weights, neighbouring token tiles.
 struct TileOrder {
   const GemmTask& task;
 
   // A block's items: first(), then every step()-th below count().
   __device__ int first() const { return static_cast<int>(blockIdx.x) / task.cluster; }
   __device__ int step() const { return static_cast<int>(gridDim.x) / task.cluster; }
-  __device__ int count() const { return task.row_groups * task.token_tiles; }
+  __device__ int count() const { return task.row_items * task.token_items; }
 
   template <typename Visit>  // (row tile, token tile)
   __device__ void tile(int item, const Visit& visit) const {
-    const int band = item / (kBand * task.row_groups);
-    const int width = min(kBand, task.token_tiles - band * kBand);
-    const int inside = item - band * kBand * task.row_groups;
-    visit(inside / width * task.cluster + static_cast<int>(rank_in_cluster()), band * kBand + inside % width);
+    int row = item;
+    int token = 0;
+    if (task.token_items > 1) {
+      const int band = item / (kBand * task.row_items);
+      const int width = min(kBand, task.token_items - band * kBand);
+      const int inside = item - band * kBand * task.row_items;
+      row = inside / width;
+      token = band * kBand + inside % width;
+    }
+    const auto rank = static_cast<int>(rank_in_cluster());
+    const bool along_tokens = task.shares_weights;
+    visit(along_tokens ? row : row * task.cluster + rank, along_tokens ? token * task.cluster + rank : token);
   }
   template <typename Visit>
   __device__ void for_each(const Visit& visit) const {
@@ -132,7 +140,6 @@ struct Rings {
   std::uint32_t weights, tokens;
   std::uint32_t weight_full, weight_empty, token_full, token_empty;
   Scales scales;
-  std::uint32_t gate_up;  // a tile of results of gate and up, bf16 [kTokens, task.rows]
 
   __device__ Rings(const GemmTask& task, void* shared) {
     weight_step = static_cast<std::uint32_t>(task.rows) * kStepBytes;
@@ -146,7 +153,6 @@ struct Rings {
     token_empty = token_full + 8 * kMaxStages;
     scales.full = token_empty + 8 * kMaxStages;
     scales.empty = scales.full + 8 * kScaleStages;
-    gate_up = scales.empty + 8 * kScaleStages;
   }
 
   // By one thread. `readers`: warps that multiply; `scale_lanes`: threads that copy scales.
@@ -180,11 +186,7 @@ struct Rings {
         for (int i = 0; i < kSpan; ++i) {
           const std::uint32_t to = weights + at.stage * weight_bytes + i * weight_step;
           const int column = (stage * kSpan + i) * kColumns;
-          const int row = row_tile * task.part_rows;
-          copy_box(to, task.weight_map, column, row, full);
-          if (task.gated != nullptr)
-            copy_box(to + static_cast<std::uint32_t>(task.part_rows) * kStepBytes, task.weight_map, column,
-                     row + task.part_rows + task.up_offset, full);
+          copy_box(to, task.weight_map, column, row_tile * task.rows, full);
         }
       }
     });
@@ -237,7 +239,7 @@ void launch_persistent(const GemmTask& task, std::size_t shared_bytes, bool earl
     at_once[cluster] = std::min(at_once[cluster], multiprocessors() / cluster);
   }
   config.gridDim = dim3(static_cast<unsigned>(
-      std::min(task.row_groups * task.token_tiles, std::max(1, at_once[cluster])) * cluster));
+      std::min(task.row_items * task.token_items, std::max(1, at_once[cluster])) * cluster));
   config.numAttrs = early ? 2 : 1;
   check(cudaLaunchKernelEx(&config, kKernel, task), "GEMM");
 }

@@ -16,7 +16,7 @@ namespace octavo::cuda {
 
 // A step of the kernels is 128 bytes of a row: 128 columns of E4M3, one block of scales, or 64 of bf16.
 struct GemmTask {
-  CUtensorMap weight_map;  // boxes of part_rows rows × 128 bytes, 128-byte swizzle
+  CUtensorMap weight_map;  // boxes of a tile's rows (gated, of half of them) × 128 bytes, 128-byte swizzle
   CUtensorMap token_map;   // boxes of token_box rows × 128 bytes
   CUtensorMap y_map;       // tall only: boxes of 64 tokens × result_box() rows, 128-byte swizzle where 64
   // E4M3 only.
@@ -34,16 +34,13 @@ struct GemmTask {
   int tokens;     // M
   int token_box;  // tokens that one copy brings: a block's share of a tile, or of all there are
   int out;        // N
-  // Of a tile's rows part_rows follow each other from row tile · part_rows on. Where that is not all (gated),
-  // the rest are up_offset rows further down than if they followed, too.
-  int part_rows;
-  int up_offset;
-  int steps;       // of 128 bytes of a row
-  int stages;      // of a tile: steps / the plan's steps(), rounded up
-  int rows;        // of a tile
-  int row_groups;  // row tiles / cluster, rounded up
-  int token_tiles;
-  int cluster;  // blocks of neighbouring rows that share tokens: 1, or (tall) up to kMaxCluster
+  int steps;      // of 128 bytes of a row
+  int stages;     // of a tile: steps / the plan's steps(), rounded up
+  int rows;       // of a tile
+  // Tall: so many blocks share a tile's tokens and have neighbouring rows or, gated, the other way round.
+  int cluster;
+  bool shares_weights;
+  int row_items, token_items;  // tiles, those of a cluster counted as one
   int weight_stages;
   int token_stages;
   bool gated_pow2;
@@ -57,8 +54,9 @@ void launch_gemm(const GemmTask& task, std::size_t shared_bytes, bool early, cud
 // Of a tall plan; the others are of the shape that the template says.
 void launch_tall_gemm(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream);
 
-// fp8_gemm() and bf16_gemm() by a plan of the caller's choice, for tests and measurements.
+// fp8_gemm(), fp8_gemm_gated() and bf16_gemm() by a plan of the caller's choice, for tests and measurements.
 void fp8_gemm(const Fp8Gemm& gemm, const GemmPlan& plan, cudaStream_t stream);
+void fp8_gemm_gated(const Fp8Gemm& gemm, const Activation& gated, const GemmPlan& plan, cudaStream_t stream);
 void bf16_gemm(const Bf16Gemm& gemm, const GemmPlan& plan, cudaStream_t stream);
 
 }  // namespace octavo::cuda

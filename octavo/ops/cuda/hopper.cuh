@@ -133,8 +133,7 @@ __device__ inline void count_up(std::uint32_t* counter) {
 }
 __device__ inline void wait_for_count(const std::uint32_t* counter, std::uint32_t count) {
   std::uint32_t seen;
-  do
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
   while (seen < count);
 }
 // Between plain stores to memory and copies of the same, by the thread that copies, once it knows of the
@@ -188,8 +187,13 @@ __device__ inline void copy_box_to_cluster(std::uint32_t to, const CUtensorMap& 
       : "memory");
 }
 
-__device__ inline void store_shared(std::uint32_t to, float value) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+__device__ inline void store_shared(std::uint32_t to, std::uint32_t bits) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(bits) : "memory");
+}
+__device__ inline std::uint32_t load_shared(std::uint32_t from) {
+  std::uint32_t bits;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(bits) : "r"(from) : "memory");
+  return bits;
 }
 
 // 16 bytes, both addresses multiples of that, by way of L2 only.

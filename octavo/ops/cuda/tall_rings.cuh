@@ -6,10 +6,16 @@
 
 namespace octavo::cuda {
 
-// kRows: weight rows of a warpgroup. The warpgroups of a block stand kTokenGroups by kRowGroups; each
-// multiplies kPerGroup tiles of 64 tokens.
-template <int kRows, int kTokenGroups, int kRowGroups, int kPerGroup>
+// kOfGroup: weight rows of a warpgroup. The warpgroups of a block stand kAlongTokens by kAlongRows; each
+// multiplies kTiles tiles of 64 tokens. kIsGated: of two along the rows the first has gate's, the second
+// up's.
+template <int kOfGroup, int kAlongTokens, int kAlongRows, int kTiles, bool kIsGated>
 struct TallShape {
+  static constexpr int kRows = kOfGroup;
+  static constexpr int kTokenGroups = kAlongTokens;
+  static constexpr int kRowGroups = kAlongRows;
+  static constexpr int kPerGroup = kTiles;
+  static constexpr bool kGated = kIsGated;
   static constexpr int kGroups = kTokenGroups * kRowGroups;
   static constexpr int kThreads = (kGroups + 1) * 128;
   static constexpr int kTokens = 64 * kTokenGroups * kPerGroup;  // of a tile
@@ -20,12 +26,16 @@ struct TallShape {
   static constexpr std::uint32_t kStageBytes = (kTokenStep + kWeightStep) * kSpan;
   static constexpr int kBoxRows = result_box(kRows);
   static constexpr std::uint32_t kBoxBytes = 64 * kBoxRows * 2;
-  static constexpr std::uint32_t kResultBytes = kPerGroup * 64 * kRows * 2;  // of a warpgroup
+  // Of a warpgroup; gated, what it gives to the other: half of 64 tokens' at a time.
+  static constexpr std::uint32_t kResultBytes = kGated ? 64 * kRows : kPerGroup * 64 * kRows * 2;
   static constexpr int kRowScales = kRows / 16;  // of a warpgroup: rows 16 i … share the i-th
   static constexpr int kScaleLanes = 64;         // threads that copy the tokens' scales
+  // For so few tokens that weights are what is waited for: what matters is little code.
+  static constexpr bool kShort = kPerGroup == 1 && (kSpan > 1 || kGated);
   // See GemmShape of gemm_kernel.cuh.
   static constexpr int kMultiplyRegisters = 224;
   static constexpr int kCopyRegisters = 56;
+  static_assert(!kGated || (kRowGroups == 2 && kTokenGroups == 1 && kRows == kBlock));
   static_assert(kGroups <= 2 && kPerGroup <= 2 && (kPerGroup == 1 || kSpan == 1) && 4 % kSpan == 0);
 };
 
@@ -65,7 +75,7 @@ struct TallScaleRing {
               if (i < count) copy_16_bytes(to + i * (kTokens * 4), from + i);
           } else {
             for (int i = 0; i < count; ++i)
-              store_shared(to + i / 4 * (kTokens * 16) + i % 4 * 4, __ldcg(from + i));
+              store_shared(to + i / 4 * (kTokens * 16) + i % 4 * 4, __float_as_uint(__ldcg(from + i)));
           }
         }
         if (whole)
@@ -124,23 +134,43 @@ struct TallRing {
       }
     });
   }
-  // Does not wait for the kernel ahead.
+  // Does not wait for the kernel ahead. Gated blocks of a cluster share weights: each brings its part, gate's
+  // or up's, to all.
   __device__ void stream_weights(const GemmTask& task) const {
     prefetch_map(task.weight_map);
-    prefetch_map(task.y_map);  // its first use is when all else is done
+    if constexpr (!Shape::kGated) prefetch_map(task.y_map);  // its first use is when all else is done
+    const auto rank = static_cast<int>(rank_in_cluster());
     for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int row_tile, int) {
       arrive_expecting(barrier, Shape::kWeightStep * Shape::kSpan);
 #pragma unroll
-      for (int i = 0; i < Shape::kSpan; ++i)
-        copy_box(weights(stage) + i * Shape::kWeightStep, task.weight_map, (step + i) * kStepBytes,
-                 row_tile * Shape::kTileRows, barrier);
+      for (int i = 0; i < Shape::kSpan; ++i) {
+        const std::uint32_t to = weights(stage) + i * Shape::kWeightStep;
+        const int column = (step + i) * kStepBytes;
+        if constexpr (Shape::kGated) {
+          const auto bring = [&](int part, const auto& copy) {
+            copy(to + static_cast<std::uint32_t>(part * Shape::kRows) * kStepBytes,
+                 row_tile * Shape::kRows + part * (task.out / 2));
+          };
+          const auto to_own = [&](std::uint32_t part, int of) {
+            copy_box(part, task.weight_map, column, of, barrier);
+          };
+          if (task.cluster == 1)
+            bring(0, to_own), bring(1, to_own);
+          else
+            bring(rank, [&](std::uint32_t part, int of) {
+              copy_box_to_cluster(part, task.weight_map, column, of, barrier, everyone(task));
+            });
+        } else {
+          copy_box(to, task.weight_map, column, row_tile * Shape::kTileRows, barrier);
+        }
+      }
     });
   }
-  // Of a cluster, each block brings its share to all.
+  // Other blocks of a cluster share tokens: each brings its share to all.
   __device__ void stream_tokens(const GemmTask& task) const {
-    const auto rank = static_cast<int>(rank_in_cluster());
-    const auto all = static_cast<std::uint16_t>((1U << task.cluster) - 1);
-    const auto bytes = static_cast<std::uint32_t>(task.token_box * task.cluster) * kStepBytes * Shape::kSpan;
+    const int shares = Shape::kGated ? 1 : task.cluster;
+    const int share = static_cast<int>(rank_in_cluster()) * task.token_box;
+    const auto bytes = static_cast<std::uint32_t>(task.token_box * shares) * kStepBytes * Shape::kSpan;
     for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int, int token_tile) {
       arrive_expecting(barrier, bytes);
 #pragma unroll
@@ -148,14 +178,16 @@ struct TallRing {
         const std::uint32_t to = tokens(stage) + i * Shape::kTokenStep;
         const int column = (step + i) * kStepBytes;
         const int token = token_tile * Shape::kTokens;
-        const int share = rank * task.token_box;
-        if (task.cluster == 1)
+        if (shares == 1)
           copy_box(to, task.token_map, column, token, barrier);
         else
           copy_box_to_cluster(to + static_cast<std::uint32_t>(share) * kStepBytes, task.token_map, column,
-                              token + share, barrier, all);
+                              token + share, barrier, everyone(task));
       }
     });
+  }
+  __device__ static std::uint16_t everyone(const GemmTask& task) {
+    return static_cast<std::uint16_t>((1U << task.cluster) - 1);
   }
 };
 
