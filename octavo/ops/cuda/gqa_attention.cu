@@ -113,6 +113,12 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
   const bool mine = head < group && head % cluster == rank;  // of the whole context, not of a split only
   Running running;
   unsigned consumed = 0;
+  const auto sync_cluster = [&](const auto& arrive_all) {
+    if (cluster == 1) return __syncthreads();
+    __syncwarp();
+    arrive_all();
+    cluster_wait();
+  };
   for (int first = 0; first < splits; first += cluster) {
     const int split = first + rank;  // the last turn may have none for this block
     const int end = min(pages, (split + 1) * kSplitPages);
@@ -133,17 +139,13 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
       __syncwarp();  // all lanes have read the page
       if (lane == static_cast<int>((consumed + kStages) % 32)) issue(consumed + kStages);
     }
-    if (first > 0) {  // the others have read this block's result of the turn before
-      __syncwarp();
-      cluster_arrive();
-      cluster_wait();
-    }
+    if (first > 0)
+      sync_cluster(cluster_arrive);  // the others have read this block's result of the turn before
     shared.splits.publish(state);
     __syncthreads();
     if (head < kHeads)
       shared.splits.keep(shared.splits.fold(head, dim, end - split * kSplitPages), head, dim);
-    cluster_arrive_shared();
-    cluster_wait();
+    sync_cluster(cluster_arrive_shared);
     if (mine) {
       Running results[kMostBlocks];  // all are asked for before the first is used
 #pragma unroll
@@ -163,9 +165,7 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
   const auto cols = static_cast<int>(a.shape.num_heads) * kDim;
   const int col = mine ? (static_cast<int>(kv_head) * group + head) * kDim + dim : cols;
   write_activation(a.row(token, cols, a.fp8()), col, v);
-  __syncwarp();
-  cluster_arrive_shared();
-  cluster_wait();  // nobody still reads out of this block
+  if (cluster > 1) sync_cluster(cluster_arrive_shared);  // nobody still reads out of this block
 }
 
 template <int kDim, int kStages>
