@@ -92,9 +92,11 @@ const TallKernel& best_tall(bool gated, std::int64_t out, std::int64_t in, std::
 GemmPlan plan_tall(bool gated, std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
   const TallKernel& best = best_tall(gated, out, in, m, multiprocessors);
   // Blocks that read the same at the same time read it from L2 once in any case; in pairs it takes less
-  // energy, which is what bounds prompts. At 1024 tokens and below there is nothing in it, at 8192 some
-  // percent.
-  const bool paired = m >= 2048 && ceil_div(out, best.rows) * ceil_div(m, best.tokens) >= 2 * multiprocessors;
+  // energy, which is what bounds prompts. Pairs of tokens (gated) are worth it wherever no block is idle for
+  // want of a second tile; of rows, nothing up to 1024 tokens, and some percent at 8192.
+  const std::int64_t token_tiles = ceil_div(m, best.tokens);
+  const bool paired = gated ? token_tiles % 2 == 0 || token_tiles >= 16
+                            : m >= 2048 && ceil_div(out, best.rows) * token_tiles >= 2 * multiprocessors;
   return tall_plan(best, paired ? 2 : 1);
 }
 

@@ -10,7 +10,7 @@
 
 namespace octavo::cuda {
 
-constexpr int kBand = 8;  // token tiles that take turns over the weights, so that both come from L2
+constexpr int kBand = 16;  // items of tokens that take turns over the weights, so that both come from L2
 
 // How a warp tells the blocks that bring parts of its stages that it has read one: a lane each. Where it says
 // so, and which lanes do, is found out once: this is said between a stage's products and the next's.

@@ -69,6 +69,8 @@ struct Weights {
 
 // even + odd: a thread's share of S [64, 64], columns 8 c + lane % 4 · 2 + {0, 1} of its two rows. `valid`:
 // the positions that count in the stream's first page, for each row; gqa_page.cuh's weigh(), page by page.
+// kWhole: the stream has all its pages, and every position of them counts.
+template <bool kWhole>
 __device__ Weight weigh(Weights& weights, const float (&even)[32], const float (&odd)[32], int pages,
                         const int (&valid)[2], float scale_log2) {
   const int place = static_cast<int>(threadIdx.x % 4) * 2;
@@ -76,7 +78,7 @@ __device__ Weight weigh(Weights& weights, const float (&even)[32], const float (
   float sum[2][2] = {};  // of positions `place` and the next, modulo 8
 #pragma unroll
   for (int j = 0; j < kStreamPages; ++j) {
-    if (j >= pages) break;
+    if (!kWhole && j >= pages) break;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float p[4];  // positions place, place + 1, place + 8, place + 9
@@ -85,7 +87,7 @@ __device__ Weight weigh(Weights& weights, const float (&even)[32], const float (
       for (int i = 0; i < 4; ++i) {
         const int at = (j * 2 + i / 2) * 4 + h * 2 + i % 2;
         p[i] = __fmul_rn(__fadd_rn(even[at], odd[at]), scale_log2);
-        if (place + i % 2 + i / 2 * 8 >= valid[h] - j * kStreams * kPage) p[i] = -INFINITY;
+        if (!kWhole && place + i % 2 + i / 2 * 8 >= valid[h] - j * kStreams * kPage) p[i] = -INFINITY;
         largest = fmaxf(largest, p[i]);
       }
       largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, 1));
@@ -109,6 +111,39 @@ __device__ Weight weigh(Weights& weights, const float (&even)[32], const float (
     stream.sum[h] += __shfl_xor_sync(kAll, stream.sum[h], 2);
   }
   return stream;
+}
+
+// O [64, head_dim] of one stream, whose values lie at `values`, page by page; head_dim in parts of 64, so
+// that one is scaled while the other is multiplied.
+template <int kDim, bool kWhole>
+__device__ void sum_values(float (&o)[kDim / 64][32], const Weights& weights, std::uint32_t values,
+                           int pages) {
+  constexpr int kParts = kDim / 64;
+  constexpr std::uint32_t kPartBytes = kPage * 64 * sizeof(bf16);
+#pragma unroll
+  for (int j = 0; j < kStreamPages; ++j) {
+    if (!kWhole && j >= pages) break;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      if (j > 0) {
+        wgmma_wait<kWhole ? kParts - 1 : 0>();
+        pin(o[part]);
+#pragma unroll
+        for (int i = 0; i < 32; ++i) o[part][i] *= weights.keep[j][i / 2 % 2];
+      }
+      pin(o[part]);
+      wgmma_fence();
+      wgmma_bf16_transposed<64>(
+          o[part], weights.p[j],
+          matrix_descriptor(values + static_cast<std::uint32_t>(j * kParts + part) * kPartBytes, kPartBytes),
+          j > 0);
+      wgmma_commit();
+    }
+    if (!kWhole) wgmma_wait<0>();
+  }
+  wgmma_wait<0>();
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) pin(o[part]);
 }
 
 // Grid: KV heads × (runs of tokens · blocks a run).
@@ -189,25 +224,12 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
   Weight running;
   Weight split;
   float split_o[kDim / 2];
-  for (int stream = 0; stream < streams; ++stream) {
+  float even[32];
+  float odd[32];
+  // Begins the scores of a stream, which are even + odd, when its pages are there.
+  const auto begin_scores = [&](int stream) {
     const int stage = stream % kStages;
-    const int begin = first_page(stream);
-    const int turn = stream % kStreams;
-    const int its_pages = pages_of(stream);
     wait(shared_address(&shared.full[stage]), stream / kStages % 2);
-    // What was never written may be NaN, and 0 · NaN is NaN.
-    const int written = last + 1 - (pages - 1) * kPage;
-    if (begin + (its_pages - 1) * kStreams == pages - 1 && written < kPage) {
-      for (int i = written * 8 + static_cast<int>(threadIdx.x); i < kPage * 8; i += kThreads)
-#pragma unroll
-        for (int half = 0; half < kDim / 64; ++half)
-          reinterpret_cast<uint4*>(shared.values[stage][its_pages - 1][half])[i] = uint4{};
-      fence_shared_copies();
-      __syncthreads();
-    }
-
-    float even[32];
-    float odd[32];
     pin(even);
     pin(odd);
     wgmma_fence();
@@ -221,32 +243,46 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
         wgmma_bf16<64>(odd, q, keys, k > 1);
     }
     wgmma_commit();
+  };
+  const auto end_scores = [&] {
     wgmma_wait<0>();
     pin(even);
     pin(odd);
-    const int valid[2] = {row_position[0] + 1 - begin * kPage, row_position[1] + 1 - begin * kPage};
-    Weights weights;
-    const Weight of_stream = weigh(weights, even, odd, its_pages, valid, a.scale_log2);
+  };
+  begin_scores(0);
+  end_scores();
+  for (int stream = 0; stream < streams; ++stream) {
+    const int stage = stream % kStages;
+    const int begin = first_page(stream);
+    const int turn = stream % kStreams;
+    const int its_pages = pages_of(stream);
+    const int its_last = begin + (its_pages - 1) * kStreams;
+    // What was never written may be NaN, and 0 · NaN is NaN.
+    const int written = last + 1 - (pages - 1) * kPage;
+    if (its_last == pages - 1 && written < kPage) {
+      for (int i = written * 8 + static_cast<int>(threadIdx.x); i < kPage * 8; i += kThreads)
+#pragma unroll
+        for (int half = 0; half < kDim / 64; ++half)
+          reinterpret_cast<uint4*>(shared.values[stage][its_pages - 1][half])[i] = uint4{};
+      fence_shared_copies();
+      __syncthreads();
+    }
 
-    float o[kDim / 2];
-#pragma unroll
-    for (int j = 0; j < kStreamPages; ++j) {
-      if (j >= its_pages) break;
-      if (j > 0) {
-#pragma unroll
-        for (int i = 0; i < kDim / 2; ++i) o[i] *= weights.keep[j][i / 2 % 2];
-      }
-      pin(o);
-      wgmma_fence();
-      wgmma_bf16_transposed<kDim>(
-          o, weights.p[j],
-          matrix_descriptor(shared_address(shared.values[stage][j]), kPage * 64 * sizeof(bf16)), j > 0);
-      wgmma_commit();
-      wgmma_wait<0>();
-      pin(o);
+    Weights weights;
+    Weight of_stream;
+    float o[kDim / 64][32];
+    const std::uint32_t values = shared_address(shared.values[stage]);
+    if (its_pages == kStreamPages && (its_last + 1) * kPage <= position + 1) {
+      of_stream = weigh<true>(weights, even, odd, its_pages, {}, a.scale_log2);
+      sum_values<kDim, true>(o, weights, values, its_pages);
+    } else {
+      const int valid[2] = {row_position[0] + 1 - begin * kPage, row_position[1] + 1 - begin * kPage};
+      of_stream = weigh<false>(weights, even, odd, its_pages, valid, a.scale_log2);
+      sum_values<kDim, false>(o, weights, values, its_pages);
     }
     __syncthreads();  // all have read the stage
     if (warp == 0) issue(stream + kStages);
+    if (stream < streams - 1) begin_scores(stream + 1);  // under way while this one's results are folded
 
     // A row's own pages of the split may be fewer than the block's.
     const int first_of_split = begin - turn;
@@ -254,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
     if (turn == 0) {
       split = of_stream;
 #pragma unroll
-      for (int i = 0; i < kDim / 2; ++i) split_o[i] = __fadd_rn(o[i], 0.0F);  // as folded into nothing
+      for (int i = 0; i < kDim / 2; ++i) split_o[i] = __fadd_rn(o[i / 32][i % 32], 0.0F);  // into nothing
     } else {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -262,35 +298,37 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
         fold.of_row(h, split, of_stream);
 #pragma unroll
         for (int i = h * 2; i < kDim / 2; i += i % 2 == 0 ? 1 : 3)
-          split_o[i] = __fmaf_rn(split_o[i], fold.keep[h], __fmul_rn(o[i], fold.take[h]));
+          split_o[i] = __fmaf_rn(split_o[i], fold.keep[h], __fmul_rn(o[i / 32][i % 32], fold.take[h]));
       }
     }
-    if (turn < kStreams - 1 && stream < streams - 1) continue;
-    if (first_of_split == 0) {
-      running = split;
-    } else {
-      bool takes[2];
+    if (turn == kStreams - 1 || stream == streams - 1) {
+      if (first_of_split == 0) {
+        running = split;
+      } else {
+        bool takes[2];
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        takes[h] = first_of_split <= row_position[h] / kPage;
-        if (takes[h]) fold.of_row(h, running, split);
+        for (int h = 0; h < 2; ++h) {
+          takes[h] = first_of_split <= row_position[h] / kPage;
+          if (takes[h]) fold.of_row(h, running, split);
+        }
+#pragma unroll
+        for (int i = 0; i < kDim / 2; i += 4) {
+          const float4 four = shared.running[i / 4][threadIdx.x];
+          const float before[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+          for (int c = 0; c < 4; ++c)
+            split_o[i + c] = takes[c / 2] ? __fmaf_rn(before[c], fold.keep[c / 2],
+                                                      __fmul_rn(split_o[i + c], fold.take[c / 2]))
+                                          : before[c];
+        }
       }
+      if (stream < streams - 1)
 #pragma unroll
-      for (int i = 0; i < kDim / 2; i += 4) {
-        const float4 four = shared.running[i / 4][threadIdx.x];
-        const float before[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int c = 0; c < 4; ++c)
-          split_o[i + c] = takes[c / 2] ? __fmaf_rn(before[c], fold.keep[c / 2],
-                                                    __fmul_rn(split_o[i + c], fold.take[c / 2]))
-                                        : before[c];
-      }
+        for (int i = 0; i < kDim / 2; i += 4)
+          shared.running[i / 4][threadIdx.x] =
+              make_float4(split_o[i], split_o[i + 1], split_o[i + 2], split_o[i + 3]);
     }
-    if (stream < streams - 1)
-#pragma unroll
-      for (int i = 0; i < kDim / 2; i += 4)
-        shared.running[i / 4][threadIdx.x] =
-            make_float4(split_o[i], split_o[i + 1], split_o[i + 2], split_o[i + 3]);
+    end_scores();
   }
 
   // A warp's rows through shared memory, where a thread gets eight dimensions of one.
