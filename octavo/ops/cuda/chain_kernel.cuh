@@ -114,9 +114,9 @@ __global__ void __launch_bounds__(kThreads, 1) chain_kernel(const __grid_constan
         let_next_kernel_start();
         stream_tokens(task, memory);
       }
-    } else if (role - 2 < kScaleWarps) {
+    } else if (role == 2) {
       wait_for_previous_kernel();
-      stream_scales(task, memory, (role - 2) * 32 + lane);
+      stream_scales(task, memory, lane);
     }
     __syncwarp();
   } else {

@@ -17,7 +17,6 @@ constexpr int kReaders = kGroups * 4;  // warps
 constexpr int kComputeRegisters = 104;
 constexpr int kCopyRegisters = 64;
 constexpr int kScaleSteps = 32;  // of a stage of scales
-constexpr int kScaleWarps = 1;   // that copy them
 constexpr int kMultipliers = 3;  // warpgroups that multiply a linear tile
 // Copies of weights under way at a time: as many as it takes to keep memory busy. More only stand in the way
 // of everything else that a multiprocessor reads, and of a release, which waits for them.
@@ -40,31 +39,29 @@ __device__ inline void with_span(int span, const Stream& stream) {
   stream(std::integral_constant<int, 1>());
 }
 
-// How far a block is, in links of which it has tiles: so many computed, and of so many the tokens begun.
-// Hints between its warps.
-struct Progress {
+// Whether a block multiplies: from when a link's tokens begin until it has been computed. A hint between its
+// warps.
+struct Multiplying {
   static constexpr std::uint32_t kBytes = 16;  // so that what lies behind stays aligned
-  std::uint32_t computed, begun;               // shared addresses
+  std::uint32_t at;                            // shared address
 
   __device__ void place(std::uint32_t& left) {
-    computed = left;
-    begun = left + 4;
+    at = left;
     left += kBytes;
   }
-  __device__ static void set(std::uint32_t at, std::uint32_t to) {
-    asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"(at), "r"(to) : "memory");
+  __device__ void set(bool to) const {
+    asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"(at), "r"(static_cast<std::uint32_t>(to))
+                 : "memory");
   }
-  __device__ static std::uint32_t get(std::uint32_t at) {
+  __device__ bool get() const {
     std::uint32_t got;
     asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(got) : "r"(at) : "memory");
-    return got;
+    return got != 0;
   }
-  // By one thread, when a tile has been computed: with the link's last, the link is.
-  __device__ void say_computed(const ChainTask::Link& of, int tile, std::uint32_t link) const {
-    if (tile + static_cast<int>(gridDim.x) >= of.tiles) set(computed, link + 1);
+  // By one thread, when a tile has been computed: with the block's last, the link is.
+  __device__ void end_tile(const ChainTask::Link& of, int tile) const {
+    if (tile + static_cast<int>(gridDim.x) >= of.tiles) set(false);
   }
-  // Between the end of what is computed before the `link`-th and its beginning.
-  __device__ bool between(std::uint32_t link) const { return get(computed) >= link && get(begun) <= link; }
 };
 
 // A ring of kStages, of which the n-th stage since the beginning is asked for.
@@ -122,14 +119,14 @@ struct ChainMemory {
   static constexpr std::uint32_t kBarriers =
       Weights::kBarrierBytes + Tokens::kBarrierBytes + Scales::kBarrierBytes + Blocks::kBarrierBytes;
   static constexpr std::uint32_t kBytes =
-      kData + kBarriers + Progress::kBytes + kReaders * sizeof(float) + 1024;
+      kData + kBarriers + Multiplying::kBytes + kReaders * sizeof(float) + 1024;
   static_assert(kBytes <= kMaxSharedBytes && 2 * kGatedRows * kTokens * sizeof(bf16) <= Blocks::kAllBytes);
 
   Weights weights;
   Tokens tokens;
   Scales scales;
   Blocks blocks;
-  Progress progress;
+  Multiplying multiplying;
   float* of_warp;  // [kReaders], of norms
 
   __device__ explicit ChainMemory(void* shared) {
@@ -139,22 +136,21 @@ struct ChainMemory {
     tokens.place(data, barriers);
     scales.place(data, barriers);
     blocks.place(data, barriers);
-    progress.place(barriers);
+    multiplying.place(barriers);
     of_warp = from_shared<float>(barriers);
   }
   // Every stage is emptied by kReaders arrivals, whoever reads it.
   __device__ void init() const {
     weights.init(1);
     tokens.init(1);
-    scales.init(32 * kScaleWarps);
+    scales.init(32);
     blocks.init(4);
-    Progress::set(progress.computed, 0);
-    Progress::set(progress.begun, 0);
+    multiplying.set(false);
     publish_barriers();
   }
   // A tile's tokens, from the n-th stage on.
   __device__ void bring_tokens(const ChainTask::Link& link, std::uint32_t& n) const {
-    const int steps = link.padded_steps;
+    const int steps = link.steps;
     with_span(link.span, [&](auto span) {
       for (int step = 0; step < steps; step += span(), ++n) {
         const std::uint32_t full = tokens.full_of(n);
@@ -213,11 +209,9 @@ __device__ inline void for_each_tile(const ChainTask& task, const Before& before
 template <typename Memory>
 __device__ inline void stream_weights(const ChainTask& task, const Memory& memory) {
   std::uint32_t n = 0;
-  std::uint32_t link_number = 0;
   for_each_tile(
       task,
       [&](int index) {
-        ++link_number;
         prefetch_map(task.links[index].weight_map);
         // A norm is quicker without copies under way, and where there is no tile right after it, they can
         // wait.
@@ -234,15 +228,14 @@ __device__ inline void stream_weights(const ChainTask& task, const Memory& memor
         const std::uint32_t step_bytes = static_cast<std::uint32_t>(link.box_rows) * kStepBytes;
         const int row = tile * link.box_rows * halves;
         const int up = link.out / 2;
-        const int steps = link.padded_steps;
+        const int steps = link.steps;
         with_span(link.span, [&](auto span) {
           const std::uint32_t box_bytes = step_bytes * span();
           for (int step = 0; step < steps; step += span())
             for (int half = 0; half < halves; ++half, ++n) {
               const std::uint32_t full = memory.weights.full_of(n);
               const std::uint32_t to = memory.weights.stage(n);
-              const std::uint32_t under_way =
-                  memory.progress.between(link_number - 1) ? kStagesBetween : kStagesUnderWay;
+              const std::uint32_t under_way = memory.multiplying.get() ? kStagesUnderWay : kStagesBetween;
               if (n >= under_way) memory.weights.wait_full(n - under_way);
               memory.weights.wait_empty(n);
               arrive_expecting(full, box_bytes * static_cast<std::uint32_t>(halves));
@@ -263,19 +256,18 @@ __device__ inline void stream_weights(const ChainTask& task, const Memory& memor
 template <typename Memory>
 __device__ inline void stream_tokens(const ChainTask& task, const Memory& memory) {
   std::uint32_t n = 0;
-  std::uint32_t link_number = 0;
   for_each_tile(
       task,
       [&](int index) {
         prefetch_map(task.links[index].token_map);
         wait_for_link_ahead(task, index);
         fence_copies();
-        Progress::set(memory.progress.begun, ++link_number);
+        memory.multiplying.set(true);
       },
       [&](const ChainTask::Link& link, int) { memory.bring_tokens(link, n); });
 }
 
-// The tokens' scales, by the `lane`-th thread of kScaleWarps warps.
+// The tokens' scales, by the `lane`-th thread of a warp.
 template <typename Memory>
 __device__ inline void stream_scales(const ChainTask& task, const Memory& memory, int lane) {
   std::uint32_t n = 0;

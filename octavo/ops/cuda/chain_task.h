@@ -40,9 +40,8 @@ struct ChainTask {
     int out, steps;  // N, and 128-column blocks of K
     int rows, box_rows;
     int tiles;
-    int span;          // steps of a stage
-    int padded_steps;  // that are copied and multiplied
-    int parts;         // that are counted when they are done, where the next link waits for that
+    int span;   // steps of a stage
+    int parts;  // that are counted when they are done, where the next link waits for that
     bool awaited;
   };
   Link links[kMaxChainLinks];

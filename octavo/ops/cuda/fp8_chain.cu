@@ -20,7 +20,6 @@ struct ChainComputer {
   const Memory& memory;
   int warp, lane;
   std::uint32_t weights = 0, tokens = 0, scales = 0, blocks = 0;  // stages of the rings so far
-  std::uint32_t links = 0;                                        // that have been computed
 
   // Of a tile this warp adds up sixteen rows, for all tokens or (kHalf) for eight of sixteen: the first row,
   // its place in the tile, whether they are in the matrix, and the first token.
@@ -283,23 +282,21 @@ struct ChainComputer {
       constexpr bool kHalf = kPaired && kTokens == 16;  // 32 rows leave two of four warps free
       begin_tile<kHalf>(link, tile);
       add_stages<kSpan, kPaired, kHalf>(link.steps);
-      if (warp % 4 == 0 && lane == 0) memory.progress.say_computed(link, tile, links);
+      if (warp % 4 == 0 && lane == 0) memory.multiplying.end_tile(link, tile);
       store<kHalf>(link, link.y, link.y_stride, row);
       sync_adders();
       if (warp % 4 == 0 && lane == 0) say_done(task, index);
     }
-    if (static_cast<int>(blockIdx.x) < link.tiles) ++links;
   }
   __device__ void gated(int index, const ChainTask::Link& link) {
     for (int tile = static_cast<int>(blockIdx.x); tile < link.tiles; tile += static_cast<int>(gridDim.x)) {
       begin_tile<false>(link, tile);
       sum_gated(link.steps);
-      if (warp == 0 && lane == 0) memory.progress.say_computed(link, tile, links);
+      if (warp == 0 && lane == 0) memory.multiplying.end_tile(link, tile);
       store_gated(link, tile);
       sync_computing();
       if (warp == 0 && lane == 0) say_done(task, index);
     }
-    if (static_cast<int>(blockIdx.x) < link.tiles) ++links;
   }
 };
 
