@@ -84,6 +84,19 @@ TEST(GemmPlan, OnlyPromptsArePaired) {
   }
 }
 
+TEST(GemmPlan, GateAndUpAreOneKernelWhereThatIsNotSlower) {
+  for (const int m : {1, 16, 17, 64, 128, 256, 1000, 8192}) {
+    EXPECT_TRUE(takes_gated(28672, 4096, m)) << m;
+    EXPECT_FALSE(takes_gated(28672 + 128, 4096, m)) << m;  // a tile has 128 rows of each
+  }
+  EXPECT_FALSE(takes_gated(1024, 16384, 64));  // four tiles, where tiles of 32 rows are 32
+  EXPECT_EQ(plan_gated_gemm(28672, 4096, 64).tokens, 64);
+  EXPECT_EQ(plan_gated_gemm(28672, 4096, 128).cluster, 1);
+  EXPECT_EQ(plan_gated_gemm(28672, 4096, 256).cluster, 2);
+  EXPECT_EQ(plan_gated_gemm(28672, 4096, 300).cluster, 1);  // three tiles
+  EXPECT_EQ(plan_gated_gemm(28672, 4096, 8100).cluster, 2);
+}
+
 TEST(GemmPlan, AChainDealsRowsOutEvenly) {
   EXPECT_EQ(chain_rows(4096), 32);
   EXPECT_EQ(chain_rows(6144), 48);
