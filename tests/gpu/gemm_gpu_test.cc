@@ -55,6 +55,15 @@ struct Problem {
     if (with_bias) device_bias = to_device(bias);
   }
 
+  // Scales as models have them, one for 128 rows, in place of any mapping.
+  void share_scales_by_blocks() {
+    for (std::size_t i = 0; i < scale_rows.size(); ++i) scale_rows[i] = static_cast<std::int32_t>(i / 8);
+    while (static_cast<std::int64_t>(weight_scales.size()) < blocks_of(n) * blocks)
+      weight_scales.push_back(weight_scales[weight_scales.size() / 2] * 1.5F);
+    device_weight_scales = to_device(weight_scales);
+    device_scale_rows = to_device(scale_rows);
+  }
+
   // Tokens first … first + count - 1 as a batch of their own.
   std::vector<bf16> run(std::int64_t first, std::int64_t count) const {
     return run(first, count, [](const cuda::Fp8Gemm& gemm) { cuda::fp8_gemm(gemm, nullptr); });
@@ -142,12 +151,16 @@ class GpuGemm : public testing::Test {
 
 // gate|up with SiLU in one kernel: the bits of the two, by every kernel that does it.
 TEST_F(GpuGemm, GatedIsTheLinearLayerAndThenSilu) {
-  for (int round = 0; round < 24; ++round) {
-    const std::int64_t cols = kBlock * random_.in(1, round == 0 ? 120 : 12);
-    const std::int64_t m = round % 2 == 0 ? random_.in(1, 16) : random_.in(17, round % 4 == 1 ? 64 : 700);
-    const std::int64_t k = 16 * random_.in(1, 40);
+  for (int round = 0; round < 26; ++round) {
+    const bool large = round >= 24;  // several tiles for every block of threads
+    const std::int64_t cols = kBlock * (large ? 16 : random_.in(1, round == 0 ? 120 : 12));
+    const std::int64_t m = large            ? random_.in(2100, 2300)
+                           : round % 2 == 0 ? random_.in(1, 16)
+                                            : random_.in(17, round % 4 == 1 ? 64 : 700);
+    const std::int64_t k = 16 * random_.in(1, large ? 20 : 40);
     SCOPED_TRACE(testing::Message() << "M " << m << " N " << 2 * cols << " K " << k);
-    const Problem problem(random_, m, 2 * cols, k, round % 3 == 0);
+    Problem problem(random_, m, 2 * cols, k, round % 3 == 0);
+    if (round % 2 != 0) problem.share_scales_by_blocks();
     const bool pow2 = round % 4 < 2;
     const auto result = [&] {
       return std::pair{to_device(std::vector<std::uint8_t>(static_cast<std::size_t>(m * cols), 0x7f)),
@@ -241,6 +254,28 @@ TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
     for (const cuda::TallKernel& kernel : cuda::kTallKernels)
       for (int cluster = 1; cluster <= cuda::kMaxCluster; ++cluster)
         expect_bits(cuda::tall_plan(kernel, cluster));
+  }
+}
+
+// As prompts have: rings, scales and results that wait to be stored go on from tile to tile.
+TEST_F(GpuGemm, ABlockOfThreadsComputesTileAfterTile) {
+  for (const bool as_models : {false, true}) {
+    Problem problem(random_, random_.in(2100, 2300), 16 * random_.in(240, 280), 16 * random_.in(8, 30), true);
+    if (as_models) problem.share_scales_by_blocks();
+    SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << problem.m << " N " << problem.n
+                                    << " K " << problem.k);
+    const auto run = [&](const cuda::GemmPlan& plan) {
+      return problem.run(0, problem.m,
+                         [&](const cuda::Fp8Gemm& gemm) { cuda::fp8_gemm(gemm, plan, nullptr); });
+    };
+    const auto want = run(cuda::plan_narrow_gemm(problem.n, 16));
+    problem.expect_right(random_, want, 4000);
+    for (const cuda::TallKernel& kernel : cuda::kTallKernels)
+      for (int cluster = 1; cluster <= cuda::kMaxCluster; ++cluster) {
+        const auto got = run(cuda::tall_plan(kernel, cluster));
+        EXPECT_TRUE(same(got.data(), want.data(), static_cast<std::int64_t>(want.size())))
+            << kernel.tokens << "x" << kernel.rows << " cluster " << cluster;
+      }
   }
 }
 

@@ -295,7 +295,7 @@ bool CudaOps::takes_chain(const BetweenAttentions& b, std::int64_t tokens) const
   const auto fp8 = [](const LinearWeight* weight) {
     return weight->precision == Precision::kFP8 && weight->in % 16 == 0;
   };
-  return fp8(b.o) && fp8(b.gate_up) && fp8(b.down) && takes_gated(b.gate_up->out, b.gate_up->in, tokens) &&
+  return fp8(b.o) && fp8(b.gate_up) && fp8(b.down) && b.gate_up->out % (2 * kBlock) == 0 &&
          b.gated.cols * 2 == b.gate_up->out && b.mlp_in.cols == b.o->out &&
          (b.qkv == nullptr || (fp8(b.qkv) && b.attention_in.cols == b.down->out));
 }

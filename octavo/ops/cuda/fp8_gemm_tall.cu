@@ -1,5 +1,4 @@
-// The FP8 GEMM for more than a few tokens: a kernel for each of kTallKernels and
-// kTallGatedKernels.
+// The FP8 GEMM for more than a few tokens: a kernel for each of kTallKernels and kTallGatedKernels.
 #include <algorithm>
 #include <cassert>
 #include <utility>

@@ -3,6 +3,7 @@
 #include <cassert>
 
 #include "octavo/ops/cuda/gemm_launch.h"
+#include "octavo/quant/block_scaling.h"
 
 namespace octavo::cuda {
 
@@ -21,6 +22,7 @@ void run(const Fp8Gemm& g, const GemmPlan& plan, const Activation* gated, cudaSt
                               .y = gated == nullptr ? g.y : gated->data,
                               .y_stride = gated == nullptr ? g.y_stride : g.out};
   check_operands(operands);
+  assert(plan.gated == (gated != nullptr) && (!plan.gated || g.out % (2 * kBlock) == 0));
   GemmTask task = gemm_task(operands, plan);
   task.weight_scales = g.weight_scales;
   task.scale_rows = g.scale_rows;

@@ -92,11 +92,16 @@ const TallKernel& best_tall(bool gated, std::int64_t out, std::int64_t in, std::
 GemmPlan plan_tall(bool gated, std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
   const TallKernel& best = best_tall(gated, out, in, m, multiprocessors);
   // Blocks that read the same at the same time read it from L2 once in any case; in pairs it takes less
-  // energy, which is what bounds prompts. Pairs of tokens (gated) are worth it wherever no block is idle for
-  // want of a second tile; of rows, nothing up to 1024 tokens, and some percent at 8192.
+  // energy, which is what bounds prompts: gated, where weights are shared, a few percent from two tiles of
+  // tokens on, otherwise only at some thousand tokens. But not where a tile without a partner makes another
+  // round.
+  const std::int64_t row_tiles = ceil_div(out, best.rows);
   const std::int64_t token_tiles = ceil_div(m, best.tokens);
-  const bool paired = gated ? token_tiles % 2 == 0 || token_tiles >= 16
-                            : m >= 2048 && ceil_div(out, best.rows) * token_tiles >= 2 * multiprocessors;
+  const std::int64_t pairs =
+      gated ? row_tiles * ceil_div(token_tiles, 2) : ceil_div(row_tiles, 2) * token_tiles;
+  const std::int64_t rounds = ceil_div(row_tiles * token_tiles, multiprocessors);
+  const bool wanted = gated ? token_tiles > 1 : m >= 2048 && rounds > 1;
+  const bool paired = wanted && ceil_div(pairs, std::max(1, multiprocessors / 2)) <= rounds;
   return tall_plan(best, paired ? 2 : 1);
 }
 

@@ -76,7 +76,8 @@ struct GemmPlan {
 
 inline constexpr int kMaxCluster = 2;
 // The tall kernels there are, by tokens and then rows of a tile, and what a step of 128 columns takes, in
-// nanoseconds, on an H200 whose multiprocessors all run it (`gemm_gpu_bench tune`).
+// nanoseconds, on an H200 whose multiprocessors all run it (from `gemm_gpu_bench tune` and `gated`: a layer's
+// time over its rounds of tiles and their steps).
 struct TallKernel {
   int tokens, rows, groups, per_group;
   double step_ns;
@@ -100,8 +101,8 @@ inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of thr
 // The plan for y[m, out] = x[m, in] · w[out, in]ᵀ on a device of `multiprocessors`.
 GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
 GemmPlan plan_narrow_gemm(std::int64_t out, std::int64_t m, int multiprocessors = 132);  // of either, m <= 64
-// Of a layer whose rows are gate's, then up's: where their product can be the result, and is sooner than by a
-// kernel after.
+// Of a layer whose rows are gate's, then up's: where their product can be the result and, above 16 tokens, is
+// sooner than by a kernel after.
 bool takes_gated(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
 GemmPlan plan_gated_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
 // Weight rows of a tile of a chain's linear layer (fp8_chain.h): 32, 48 or 64.

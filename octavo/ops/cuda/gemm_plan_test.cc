@@ -82,6 +82,7 @@ TEST(GemmPlan, OnlyPromptsArePaired) {
     for (const int m : {1, 17, 256, 1024}) EXPECT_EQ(plan_fp8_gemm(out, in, m).cluster, 1) << out << " " << m;
     EXPECT_EQ(plan_fp8_gemm(out, in, 8192).cluster, 2) << out;
   }
+  EXPECT_EQ(plan_fp8_gemm(8192, 28672, 8192).cluster, 1);  // 43 tiles of rows
 }
 
 TEST(GemmPlan, GateAndUpAreOneKernelWhereThatIsNotSlower) {
@@ -95,6 +96,7 @@ TEST(GemmPlan, GateAndUpAreOneKernelWhereThatIsNotSlower) {
   EXPECT_EQ(plan_gated_gemm(28672, 4096, 256).cluster, 2);
   EXPECT_EQ(plan_gated_gemm(28672, 4096, 300).cluster, 1);  // three tiles
   EXPECT_EQ(plan_gated_gemm(28672, 4096, 8100).cluster, 2);
+  EXPECT_EQ(plan_gated_gemm(57344, 8192, 2100).cluster, 1);  // the 17th tile's pair would be half empty
 }
 
 TEST(GemmPlan, AChainDealsRowsOutEvenly) {

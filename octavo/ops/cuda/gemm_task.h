@@ -18,7 +18,7 @@ namespace octavo::cuda {
 struct GemmTask {
   CUtensorMap weight_map;  // boxes of a tile's rows (gated, of half of them) × 128 bytes, 128-byte swizzle
   CUtensorMap token_map;   // boxes of token_box rows × 128 bytes
-  CUtensorMap y_map;       // tall only: boxes of 64 tokens × result_box() rows, 128-byte swizzle where 64
+  CUtensorMap y_map;  // tall, not gated: boxes of 64 tokens × result_box() rows, 128-byte swizzle where 64
   // E4M3 only.
   const float* weight_scales;
   const std::int32_t* scale_rows;
@@ -28,7 +28,7 @@ struct GemmTask {
   bf16* y;  // or, for bf16 weights only, y_f32
   float* y_f32;
   std::int64_t y_stride;
-  // silu(gate) · up instead of y, of gate's rows; E4M3, null where not wanted.
+  // Tall and gated: silu(gate) · up instead of y, of gate's rows, in E4M3.
   std::uint8_t* gated;
   float* gated_scales;
   int tokens;     // M

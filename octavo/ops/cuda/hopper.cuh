@@ -314,7 +314,6 @@ OCTAVO_WGMMA(192, OCTAVO_R96, OCTAVO_N96, "%96", "%97", "%98")
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));      \
   }
 OCTAVO_WGMMA_TRANSPOSED(64, OCTAVO_R32, OCTAVO_N32, "%32, %33, %34, %35", "%36", "%37")
-OCTAVO_WGMMA_TRANSPOSED(128, OCTAVO_R64, OCTAVO_N64, "%64, %65, %66, %67", "%68", "%69")
 #undef OCTAVO_WGMMA_TRANSPOSED
 #undef OCTAVO_WGMMA_OF
 #undef OCTAVO_WGMMA

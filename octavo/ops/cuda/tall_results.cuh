@@ -19,14 +19,14 @@ struct TallResults {
   static constexpr int kRows = Shape::kRows;
   static constexpr int kPerGroup = Shape::kPerGroup;
   static constexpr int kChunks = kRows / 8;
-  using Sums = float[kPerGroup][kRows / 2];
+  using TileSums = float[kPerGroup][kRows / 2];
 
   const GemmTask& task;
   std::uint32_t results;  // where they wait to be stored
   int warp, lane;
 
   // Without a bias +0, as everywhere: a sum of -0 has the same bits in every batch.
-  __device__ void add_bias(Sums& sums, int row) const {
+  __device__ void add_bias(TileSums& sums, int row) const {
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const int at = row + chunk * 8 + lane % 4 * 2;
@@ -41,7 +41,7 @@ struct TallResults {
   }
 
   // Through shared memory, from where tensor copies take the results while the next tile is multiplied.
-  __device__ void store(Sums& sums, int row, int token_tile) const {
+  __device__ void store(TileSums& sums, int row, int token_tile) const {
     const auto sync_group = [&] { asm volatile("bar.sync %0, 128;" ::"r"(1 + warp / 4) : "memory"); };
     const bool stores = warp % 4 == 0 && lane == 0;
     const std::uint32_t of_group = results + static_cast<std::uint32_t>(warp / 4) * Shape::kResultBytes;
@@ -102,7 +102,7 @@ struct TallResults {
   }
   // silu(gate) · up of the tile, quantized: 128 columns of the result, which are one group of a token and of
   // which a thread has every fourth pair.
-  __device__ void store_gated(Sums& sums, int row, int row_tile, int token_tile) const {
+  __device__ void store_gated(TileSums& sums, int row, int row_tile, int token_tile) const {
     add_bias(sums, row);
     const bool has_up = warp >= 4;  // keeps the later token
     // Asked for anew, or all that follows from it would be found out once and kept from tile to tile, in
