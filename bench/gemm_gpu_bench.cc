@@ -111,41 +111,19 @@ class Bench {
 
   // One layer over rotated weights, as the peers' benchmark does.
   double layer_us(const Layer& layer, std::int64_t tokens, const GemmPlan* plan = nullptr) {
-    const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
-    const std::size_t sets = tokens >= 1024 ? 4 : std::min(kPool / bytes, std::size_t{24});
-    // Under a load of seconds the card lowers its clock to keep within its power limit: every measurement
-    // begins rested, as the peers' do.
-    if (tokens >= 128) std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    return replay_us(
-               [&] {
-                 for (std::size_t i = 0; i < sets; ++i) launch(gemm(layer, tokens, i * bytes), plan);
-               },
-               tokens >= 4096 ? 10 : 20) /
-           static_cast<double>(sets);
+    return rotated_us(layer, tokens, [&](const Fp8Gemm& g) { launch(g, plan); });
   }
-
-  // gate|up over rotated weights and then SiLU and quantization of its results, or by `plan` both at once.
+  // gate|up and then SiLU and quantization of its results, or by `plan` both at once.
   double gated_us(std::int64_t tokens, const GemmPlan* plan) {
     const Layer& layer = kLayers[2];
-    const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
-    const std::size_t sets = tokens >= 1024 ? 4 : kPool / bytes;
-    if (tokens >= 128) std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    return replay_us(
-               [&] {
-                 for (std::size_t i = 0; i < sets; ++i) {
-                   const Fp8Gemm g = gemm(layer, tokens, i * bytes);
-                   const Activation out{reinterpret_cast<bf16*>(gated_.data()),
-                                        reinterpret_cast<float*>(gated_.data() + kMaxTokens * layer.out / 2),
-                                        layer.out / 2, false};
-                   if (plan != nullptr)
-                     cuda::fp8_gemm_gated(g, out, *plan, stream_);
-                   else
-                     cuda::fp8_gemm(g, stream_),
-                         cuda::silu_mul(g.y, tokens, layer.out, layer.out / 2, out, stream_);
-                 }
-               },
-               tokens >= 4096 ? 10 : 20) /
-           static_cast<double>(sets);
+    const Activation out{reinterpret_cast<bf16*>(gated_.data()),
+                         reinterpret_cast<float*>(gated_.data() + kMaxTokens * layer.out / 2), layer.out / 2,
+                         false};
+    return rotated_us(layer, tokens, [&](const Fp8Gemm& g) {
+      if (plan != nullptr) return cuda::fp8_gemm_gated(g, out, *plan, stream_);
+      cuda::fp8_gemm(g, stream_);
+      cuda::silu_mul(g.y, tokens, layer.out, layer.out / 2, out, stream_);
+    });
   }
 
   // The four layers one after the other, for as many sets of weights as there are.
@@ -220,6 +198,21 @@ class Bench {
   }
 
  private:
+  // Microseconds of what launch_one does with a layer, over rotated weights.
+  double rotated_us(const Layer& layer, std::int64_t tokens,
+                    const std::function<void(const Fp8Gemm&)>& launch_one) {
+    const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
+    const std::size_t sets = tokens >= 1024 ? 4 : std::min(kPool / bytes, std::size_t{24});
+    // Under a load of seconds the card lowers its clock to keep within its power limit: every measurement
+    // begins rested, as the peers' do.
+    if (tokens >= 128) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    return replay_us(
+               [&] {
+                 for (std::size_t i = 0; i < sets; ++i) launch_one(gemm(layer, tokens, i * bytes));
+               },
+               tokens >= 4096 ? 10 : 20) /
+           static_cast<double>(sets);
+  }
   void launch(const Fp8Gemm& g, const GemmPlan* plan) {
     if (plan == nullptr)
       cuda::fp8_gemm(g, stream_);

@@ -238,22 +238,22 @@ struct TallMultiplier {
     Blocks blocks;
     Scales<kSplit> scales;
   };
-  // From where the products of a unit, of tile kTile of the stage that begins with step `first`, are there to
-  // where those of the next are. Between the end of products and the beginning of the next there is nothing
-  // but what must be: the other warpgroup's products take no longer than that.
+  // Where kShort is not, and so a stage is one step: from where the products of a unit, of tile kTile of
+  // stage `first`, are there to where those of the next are. Between the end of products and the beginning of
+  // the next there is nothing but what must be: the other warpgroup's products take no longer than that.
+  static_assert(Shape::kShort || kSpan == 1);
   template <int kSplit, int kTile, bool kMore>
   __device__ void end(Unit<kSplit>& unit, Unit<kSplit>& next_unit, int first) {
     constexpr bool kEndsStage = kTile == kPerGroup - 1;
     constexpr int kNext = kEndsStage ? 0 : kTile + 1;
-#pragma unroll
-    for (int i = 0; i < kSpan; ++i) pin(unit.blocks[i]);
+    pin(unit.blocks[0]);
     if (kEndsStage) release(at.place.stage);
     if constexpr (kSets == 1) add<kSplit>(unit.blocks, kTile, first, unit.scales);
     if (kEndsStage) at = next;
     if constexpr (kMore) {
       if (kEndsStage && !ready) wait(at.full, at.place.parity);
       begin(next_unit.blocks, kNext);
-      read_scales<kSplit>(next_unit.scales, kNext, kEndsStage ? first + kSpan : first);
+      read_scales<kSplit>(next_unit.scales, kNext, kEndsStage ? first + 1 : first);
       if (kNext == kPerGroup - 1) look_ahead();
     }
     if constexpr (kSets == 2) add<kSplit>(unit.blocks, kTile, first, unit.scales);
@@ -290,16 +290,16 @@ struct TallMultiplier {
     wgmma_wait<0>();
     // Two units at a time: of a stage, or of two.
     constexpr int kTile = kPerGroup - 1;  // of the second
-    constexpr int kSteps = kPerGroup == 2 ? kSpan : 2 * kSpan;
-    const int steps = task.stages * kSpan;
+    constexpr int kSteps = kPerGroup == 2 ? 1 : 2;
+    const int steps = task.stages;
     int first = 0;
     for (; first < steps - kSteps; first += kSteps) {
       end<kSplit, 0, true>(one, other, first);
-      end<kSplit, kTile, true>(other, one, first + kSteps - kSpan);
+      end<kSplit, kTile, true>(other, one, first + kSteps - 1);
     }
-    if (kPerGroup == 1 && first == steps - kSpan) return end<kSplit, 0, false>(one, other, first);
+    if (kPerGroup == 1 && first == steps - 1) return end<kSplit, 0, false>(one, other, first);
     end<kSplit, 0, true>(one, other, first);
-    end<kSplit, kTile, false>(other, one, first + kSteps - kSpan);
+    end<kSplit, kTile, false>(other, one, first + kSteps - 1);
   }
   // Of the tile that begin_tile() has prepared. Where a row of scales ends inside a tile depends on where the
   // tile begins, at a multiple of kRows: a loop for each place, where these are few.

@@ -38,8 +38,8 @@ struct Fp8Gemm {
 void fp8_gemm(const Fp8Gemm& gemm, cudaStream_t stream);
 
 // silu(gate) · up, quantized, of a layer whose rows are those of gate, then as many of up: the bits of
-// fp8_gemm() and silu_mul() in one kernel. `gated` must not overlap x; y is not used. Where that is not
-// slower than the two.
+// fp8_gemm() and silu_mul() in one kernel. `gated` must not overlap x; y is not used. For layers that
+// takes_gated() of gemm_plan.h names.
 bool fp8_gemm_takes_gated(const Fp8Gemm& gemm, const Activation& gated);
 void fp8_gemm_gated(const Fp8Gemm& gemm, const Activation& gated, cudaStream_t stream);
 

@@ -56,6 +56,15 @@ CUtensorMap encode(const void* data, int element_bytes, const cuuint64_t (&sizes
   return map;
 }
 
+// Boxes of 64 tokens (or of all, if fewer) × `rows` of a tall GEMM's result.
+CUtensorMap result_map(const bf16* y, std::int64_t tokens, std::int64_t out, std::int64_t stride, int rows) {
+  return encode<2>(
+      y, sizeof(bf16), {static_cast<cuuint64_t>(out), static_cast<cuuint64_t>(tokens)},
+      {static_cast<cuuint64_t>(stride) * sizeof(bf16)},
+      {static_cast<cuuint32_t>(rows), static_cast<cuuint32_t>(std::min<std::int64_t>(tokens, 64))},
+      rows == 64);
+}
+
 }  // namespace
 
 CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, std::int64_t cols,
@@ -69,14 +78,6 @@ CUtensorMap stage_map(const void* data, std::int64_t rows, std::int64_t cols, in
                    {kStepBytes, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(cols / kStepBytes)},
                    {static_cast<cuuint64_t>(cols), kStepBytes},
                    {kStepBytes, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(box_steps)});
-}
-
-CUtensorMap result_map(const bf16* y, std::int64_t tokens, std::int64_t out, std::int64_t stride, int rows) {
-  return encode<2>(
-      y, sizeof(bf16), {static_cast<cuuint64_t>(out), static_cast<cuuint64_t>(tokens)},
-      {static_cast<cuuint64_t>(stride) * sizeof(bf16)},
-      {static_cast<cuuint32_t>(rows), static_cast<cuuint32_t>(std::min<std::int64_t>(tokens, 64))},
-      rows == 64);
 }
 
 void check_operands(const GemmOperands& g) {

@@ -21,8 +21,6 @@ CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, s
                        int box_rows);
 // Boxes of `box_steps` times box_rows rows × 128 bytes of an E4M3 matrix, cols a multiple of 128.
 CUtensorMap stage_map(const void* data, std::int64_t rows, std::int64_t cols, int box_rows, int box_steps);
-// Boxes of 64 tokens (or of all, if fewer) × `rows` of a tall GEMM's result.
-CUtensorMap result_map(const bf16* y, std::int64_t tokens, std::int64_t out, std::int64_t stride, int rows);
 
 // Throws Error for sizes and alignments that the kernels cannot do.
 void check_operands(const GemmOperands& operands);

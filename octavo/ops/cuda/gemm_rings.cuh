@@ -71,6 +71,11 @@ __device__ inline int scale_place(int token) {
   return token / 16 * 16 + token % 8 / 2 * 4 + token / 8 % 2 * 2 + token % 2;
 }
 
+// Whether four steps of a token's scales can be read at a time.
+__device__ inline bool scales_in_fours(const GemmTask& task) {
+  return task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
+}
+
 // The tokens' scales in shared memory: kScaleStages stages of kSteps steps of a tile's kTokens tokens, in the
 // order that scale_place() gives. They come for many steps at a time, so that what a token's come in is whole
 // lines of memory.
@@ -87,7 +92,7 @@ struct ScaleRing {
   // ago: from L2.
   template <int kLanes>
   __device__ void stream(const GemmTask& task, int first) const {
-    const bool whole = task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
+    const bool whole = scales_in_fours(task);
     RingPlace at;
     TileOrder{task}.for_each([&](int, int token_tile) {
       for (int begin = 0; begin < task.steps; begin += kSteps, at.advance(kScaleStages)) {

@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
           shared.running[i / 4][threadIdx.x] =
               make_float4(split_o[i], split_o[i + 1], split_o[i + 2], split_o[i + 3]);
     }
-    end_scores();
+    end_scores();  // not after the loop has turned: ptxas serializes products that are under way across that
   }
 
   // A warp's rows through shared memory, where a thread gets eight dimensions of one.

@@ -57,7 +57,7 @@ struct TallScaleRing {
   // ago: from L2.
   template <int kLanes>
   __device__ void stream(const GemmTask& task, int first) const {
-    const bool whole = task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
+    const bool whole = scales_in_fours(task);
     RingPlace at;
     TileOrder{task}.for_each([&](int, int token_tile) {
       for (int begin = 0; begin < task.steps; begin += kTallScaleSteps, at.advance(kScaleStages)) {
