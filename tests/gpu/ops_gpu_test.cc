@@ -8,6 +8,7 @@
 
 #include "octavo/base/thread_pool.h"
 #include "octavo/ops/cpu/cpu_ops.h"
+#include "octavo/ops/cuda/device_storage.h"
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/quant/cuda/device.h"
 #include "tests/gpu/device_activation.h"
@@ -119,6 +120,22 @@ TEST_F(GpuOps, Embedding) {
     ASSERT_EQ(got[i],
               to_float(table[static_cast<std::size_t>(ids[i / static_cast<std::size_t>(hidden)] * hidden +
                                                       static_cast<std::int64_t>(i) % hidden)]));
+}
+
+TEST_F(GpuOps, CopyFromPinnedMemory) {
+  constexpr std::size_t kPiece = 16;
+  for (const auto size : {std::int64_t{1}, std::int64_t{16}, std::int64_t{17}, random_.in(1000, 300'000)}) {
+    const auto bytes = static_cast<std::size_t>(size);
+    const std::size_t whole = (bytes + kPiece - 1) / kPiece * kPiece;
+    const cuda::PinnedBuffer pinned(whole);
+    for (std::size_t i = 0; i < whole; ++i)
+      pinned.data<std::uint8_t>()[i] = static_cast<std::uint8_t>(random_.in(0, 255));
+    const auto out = to_device(std::vector<std::uint8_t>(whole + kPiece, 0xAB));
+    cuda::copy_from_pinned(out.data(), pinned.data(), bytes, nullptr);
+    const auto got = to_host<std::uint8_t>(out);
+    ASSERT_EQ(std::memcmp(got.data(), pinned.data(), bytes), 0) << bytes;
+    for (std::size_t i = whole; i < got.size(); ++i) ASSERT_EQ(got[i], 0xAB) << bytes;
+  }
 }
 
 }  // namespace

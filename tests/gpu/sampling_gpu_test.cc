@@ -1,11 +1,14 @@
 // The device sampler against the CPU's: the same token for the same uniform number, and its log-probability.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 
 #include "octavo/engine/cuda/device_tasks.h"
 #include "octavo/engine/sampler.h"
+#include "octavo/ops/cuda/device_storage.h"
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/quant/cuda/device.h"
 #include "tests/gpu/gpu_random.h"
@@ -112,6 +115,11 @@ TEST_P(GpuSampling, DrawsTheCpusTokens) {
     }
     EXPECT_EQ(tasks.plain(), plain);
     const auto count = static_cast<std::int64_t>(tasks.tasks().size());
+    // The host's copies of all results but the last, which stays as it is.
+    const cuda::PinnedBuffer pinned(draws.size() * sizeof(cuda::SampleResult));
+    auto* const sent = pinned.data<cuda::SampleResult>();
+    std::fill_n(sent, draws.size(), cuda::SampleResult{-7, 7});
+    tasks.send_results(sent, draws.size() - 1);
     std::vector<std::byte> lists(tasks.list_bytes() + 1);
     const cuda::DeviceBuffer device_lists(lists.size());
     tasks.place_lists(lists.data(), device_lists.data());
@@ -124,6 +132,8 @@ TEST_P(GpuSampling, DrawsTheCpusTokens) {
     cuda::sample(device_logits.data<float>(), stride, vocab, device_tasks.data<cuda::SampleTask>(), count,
                  plain, results.data<cuda::SampleResult>(), scratch.data<float>(), nullptr);
     const auto got = cuda::to_host<cuda::SampleResult>(results);
+    EXPECT_EQ(std::memcmp(sent, got.data(), (draws.size() - 1) * sizeof(cuda::SampleResult)), 0);
+    EXPECT_EQ(sent[draws.size() - 1].token, -7);
 
     const Sampler sampler(vocab, best_isa());
     SamplerScratch cpu_scratch;

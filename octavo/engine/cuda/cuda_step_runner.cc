@@ -84,6 +84,10 @@ bool CudaStepRunner::launch(const StepInput& input) {
     check_arrived(cudaMemcpy(results_.data(), old.data(), bytes, cudaMemcpyDeviceToDevice),
                   "copy of results");
   }
+  slot.tasks = input.tasks.size();
+  const std::size_t result_bytes = slot.tasks * sizeof(SampleResult);
+  if (slot.device_results.bytes() < result_bytes) slot.device_results = PinnedBuffer(2 * result_bytes);
+  tasks_.send_results(slot.device_results.data<SampleResult>(), slot.tasks);
   bring_lists(slot);
   const auto* const tasks = reinterpret_cast<const SampleTask*>(
       ops_.begin_step(input.batch, padded, std::as_bytes(tasks_.tasks())));
@@ -93,13 +97,6 @@ bool CudaStepRunner::launch(const StepInput& input) {
     sample(model_.compute(ops_, input.batch, input.kv), tasks, std::ssize(input.tasks));
     warm_ = true;
   }
-  slot.tasks = input.tasks.size();
-  const std::size_t bytes = slot.tasks * sizeof(SampleResult);
-  if (slot.device_results.bytes() < bytes) slot.device_results = PinnedBuffer(2 * bytes);
-  if (bytes > 0)
-    check(cudaMemcpyAsync(slot.device_results.data(), results_.data(), bytes, cudaMemcpyDeviceToHost,
-                          ops_.stream()),
-          "copy of results");
   check(cudaEventRecord(slot.done, ops_.stream()), "event");
   ++launched_;
   return true;

@@ -32,7 +32,7 @@ class CudaStepRunner final : public StepRunner {
  private:
   // One step launched and not yet waited for takes one of two.
   struct Slot {
-    PinnedBuffer device_results;  // [tasks]
+    PinnedBuffer device_results;  // [tasks], written by the device
     PinnedBuffer lists;           // of its tasks
     cudaEvent_t done = nullptr;
     std::size_t tasks = 0;

@@ -28,6 +28,10 @@ class DeviceTasks {
   }
   // Writes the lists to `host` [list_bytes()], whose copy will lie at `device`, and points the tasks there.
   void place_lists(std::byte* host, const std::byte* device);
+  // Lets the device write the first `count` tasks' results to `pinned` [count].
+  void send_results(SampleResult* pinned, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) tasks_[i].to_host = pinned + i;
+  }
   std::span<const SampleTask> tasks() const { return tasks_; }
 
  private:

@@ -86,8 +86,8 @@ void CudaOps::reserve(std::int64_t tokens, std::int64_t rows, std::int64_t table
   max_tokens_ = std::max(max_tokens_, tokens);
   const std::size_t bytes = aligned(static_cast<std::size_t>(4 * tokens + rows) * sizeof(std::int32_t)) +
                             aligned(extra_bytes) +
-                            static_cast<std::size_t>(table_entries) * sizeof(std::int32_t) +
-                            static_cast<std::size_t>(tokens) * sizeof(TokenRun);
+                            aligned(static_cast<std::size_t>(table_entries) * sizeof(std::int32_t) +
+                                    static_cast<std::size_t>(tokens) * sizeof(TokenRun));
   if (bytes <= step_.bytes()) return;
   check(cudaStreamSynchronize(stream_), "stream");
   step_ = DeviceBuffer(bytes);
@@ -148,10 +148,8 @@ const std::byte* CudaOps::begin_step(const Batch& batch, std::int64_t padded,
 
   const std::size_t runs_at = tables_at + static_cast<std::size_t>(at) * sizeof(std::int32_t);
   const std::int64_t runs = write_runs(batch, reinterpret_cast<TokenRun*>(upload.host.data() + runs_at));
-  check(cudaMemcpyAsync(step_.data(), upload.host.data(),
-                        runs_at + static_cast<std::size_t>(runs) * sizeof(TokenRun), cudaMemcpyHostToDevice,
-                        stream_),
-        "copy of a step");
+  copy_from_pinned(step_.data(), upload.host.data(),
+                   runs_at + static_cast<std::size_t>(runs) * sizeof(TokenRun), stream_);
   check(cudaEventRecord(upload.copied, stream_), "copy of a step");
   const auto* const device = step_.data<std::int32_t>();
   token_ids_ = device;

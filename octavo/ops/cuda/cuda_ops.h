@@ -38,7 +38,7 @@ class CudaOps final : public Ops {
   // addresses that kernels read from never change afterwards.
   void reserve(std::int64_t tokens, std::int64_t rows, std::int64_t table_entries, std::size_t extra_bytes);
 
-  // Brings a step's batch to the device, with one copy. What follows until the next call computes with this
+  // Brings a step's batch to the device, in one piece. What follows until the next call computes with this
   // batch, whatever batch it is given.
   void begin_step(const Batch& batch) override { begin_step(batch, 0, {}); }
   // The same with tokens and rows filled up to `padded` (0: not) with tokens that store nothing, whose rows

@@ -1,4 +1,4 @@
-// Rows of the embedding as the FP32 residual stream, and copies of cache blocks.
+// Rows of the embedding as the FP32 residual stream, and copies: of cache blocks, and of a step's batch.
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/quant/cuda/device.h"
 #include "octavo/quant/cuda/vector_io.cuh"
@@ -44,6 +44,17 @@ __global__ void __launch_bounds__(kThreads)
     side[to * vectors + i] = side[from * vectors + i];
 }
 
+// Reads before it waits: nothing on the device writes there.
+__global__ void __launch_bounds__(kThreads)
+    copy_from_pinned_kernel(uint4* to, const uint4* pinned, std::size_t vectors) {
+  const std::size_t i = blockIdx.x * std::size_t{kThreads} + threadIdx.x;
+  uint4 value{};
+  if (i < vectors) value = __ldcv(pinned + i);
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  if (i < vectors) to[i] = value;
+}
+
 }  // namespace
 
 void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids, std::int64_t tokens,
@@ -51,6 +62,13 @@ void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids
   if (tokens == 0) return;
   launch(embed_kernel, dim3(static_cast<unsigned>(tokens)), dim3(kThreads), 0, stream, table,
          static_cast<int>(hidden), token_ids, residual, results);
+}
+
+void copy_from_pinned(void* to, const void* pinned, std::size_t bytes, cudaStream_t stream) {
+  const std::size_t vectors = (bytes + sizeof(uint4) - 1) / sizeof(uint4);
+  if (vectors == 0) return;
+  launch(copy_from_pinned_kernel, dim3(static_cast<unsigned>((vectors + kThreads - 1) / kThreads)),
+         dim3(kThreads), 0, stream, static_cast<uint4*>(to), static_cast<const uint4*>(pinned), vectors);
 }
 
 void copy_kv_block(const KvLayer* layers, std::int64_t num_layers, const KvGeometry& geometry,

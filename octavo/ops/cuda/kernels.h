@@ -73,6 +73,11 @@ struct TokenBan {
   std::int32_t result = -1;
 };
 
+struct SampleResult {
+  std::int32_t token = -1;  // -1: the logits are not finite
+  float logprob = 0;
+};
+
 // One token to draw from a row of logits, or the log-probability of a given one to look up. The options are
 // those of octavo/engine/request.h; pointers are to device memory.
 struct SampleTask {
@@ -89,21 +94,22 @@ struct SampleTask {
       nullptr;  // [num_tokens], any of them several times; -1 - i: that of results[i]
   std::int32_t num_tokens = 0;
   std::int32_t num_bans = 0;
-  const TokenBan* bans = nullptr;  // [num_bans]
-  bool raw_logprob = false;        // the log-probability of the untouched logits at temperature 1
+  const TokenBan* bans = nullptr;   // [num_bans]
+  bool raw_logprob = false;         // the log-probability of the untouched logits at temperature 1
+  SampleResult* to_host = nullptr;  // pinned memory, or null: the result goes there, too
 
   bool plain() const {
     return top_k == 0 && top_p == 1.0F && min_p == 0.0F && penalty == 1.0F && num_bans == 0 && !raw_logprob;
   }
 };
-struct SampleResult {
-  std::int32_t token = -1;  // -1: the logits are not finite
-  float logprob = 0;
-};
 
 // A negative id -1 - i stands for the token of results[i], which an earlier kernel of the stream writes.
 void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids, std::int64_t tokens,
            float* residual, cudaStream_t stream, const SampleResult* results = nullptr);
+
+// Copies what the host has written to pinned memory before this call, in whole pieces of 16 bytes. A kernel:
+// between a stream's kernels a copy engine costs several microseconds.
+void copy_from_pinned(void* to, const void* pinned, std::size_t bytes, cudaStream_t stream);
 
 // Floats of scratch that `tasks` tasks need.
 std::int64_t sampling_scratch(std::int64_t tasks, std::int64_t vocab);

@@ -200,6 +200,11 @@ __device__ int first_largest(const Row& row, const float* maxima, float max, std
   return found;
 }
 
+__device__ void put_result(const SampleCall& call, const SampleTask& task, SampleResult result) {
+  call.results[blockIdx.x] = result;
+  if (task.to_host != nullptr) *task.to_host = result;
+}
+
 __device__ bool filters(const SampleTask& task, std::int64_t vocab) {
   return (task.top_k > 0 && task.top_k < vocab) || task.top_p < 1.0F || task.min_p > 0.0F;
 }
@@ -219,7 +224,7 @@ __global__ void __launch_bounds__(kPlain ? kThreads : kFilterThreads) draw_kerne
   SoftmaxShape softmax{row_max(scratch.maxima, chunks), effective_inverse_temperature(task)};
   ChunkMass mass(static_cast<int>(chunks), by_chunk, mass_shared);
   if (!collect(scratch.sums, call.vocab, mass)) {
-    if (threadIdx.x == 0) call.results[blockIdx.x] = {-1, NAN};
+    if (threadIdx.x == 0) put_result(call, task, {-1, NAN});
     return;
   }
   const auto draw_from_all = [&] {
@@ -248,7 +253,7 @@ __global__ void __launch_bounds__(kPlain ? kThreads : kFilterThreads) draw_kerne
   }
   if (threadIdx.x != 0) return;
   const float logprob = softmax.log_probability(raw ? x[token] : row[token], mass.total());
-  call.results[blockIdx.x] = {token, finite ? logprob : NAN};
+  put_result(call, task, {token, finite ? logprob : NAN});
 }
 
 template <bool kPlain>
