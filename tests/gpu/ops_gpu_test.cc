@@ -138,5 +138,33 @@ TEST_F(GpuOps, CopyFromPinnedMemory) {
   }
 }
 
+// As steps do: what one copy brought is read by the next kernel, then overwritten by the next copy, out of
+// memory that the host has written anew. Nothing waits in between but the kernels for one another.
+TEST_F(GpuOps, CopiesFromPinnedMemoryWaitForReaders) {
+  constexpr std::int64_t kTokens = 4096;
+  constexpr std::int64_t kHidden = 64;
+  constexpr int kSteps = 6;
+  const auto table = random_.values(1000 * kHidden);
+  const auto device_table = to_device(table);
+  const auto ids = to_device(std::vector<std::int32_t>(kTokens, 0));
+  const cuda::PinnedBuffer pinned(kSteps * kTokens * sizeof(std::int32_t));
+  auto* const host = pinned.data<std::int32_t>();
+  const auto out = to_device(std::vector<float>(kSteps * kTokens * kHidden, NAN));
+  for (int round = 0; round < 2; ++round) {
+    for (std::int64_t i = 0; i < kSteps * kTokens; ++i)
+      host[i] = static_cast<std::int32_t>(random_.in(0, 999));
+    for (int step = 0; step < kSteps; ++step) {
+      cuda::copy_from_pinned(ids.data(), host + step * kTokens, kTokens * sizeof(std::int32_t), nullptr);
+      cuda::embed(device_table.data<bf16>(), kHidden, ids.data<std::int32_t>(), kTokens,
+                  out.data<float>() + step * kTokens * kHidden, nullptr);
+    }
+    const auto got = to_host<float>(out);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const auto at = static_cast<std::size_t>(host[i / kHidden]) * kHidden + i % kHidden;
+      ASSERT_EQ(got[i], to_float(table[at])) << round << " " << i;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace octavo

@@ -79,7 +79,7 @@ struct SampleResult {
 };
 
 // One token to draw from a row of logits, or the log-probability of a given one to look up. The options are
-// those of octavo/engine/request.h; pointers are to device memory.
+// those of octavo/engine/request.h; pointers are to device memory, but for to_host.
 struct SampleTask {
   double uniform = 0;  // [0, 1)
   std::int64_t row = 0;
@@ -107,8 +107,10 @@ struct SampleTask {
 void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids, std::int64_t tokens,
            float* residual, cudaStream_t stream, const SampleResult* results = nullptr);
 
-// Copies what the host has written to pinned memory before this call, in whole pieces of 16 bytes. A kernel:
-// between a stream's kernels a copy engine costs several microseconds.
+// Copies what the host has written to pinned memory before this call, in whole pieces of 16 bytes: both sides
+// are aligned to that and have room for the last. `pinned` stays as it is until the copy is done; as after
+// any kernel, the next one waits before it reads `to`. A copy engine would cost several microseconds between
+// a stream's kernels.
 void copy_from_pinned(void* to, const void* pinned, std::size_t bytes, cudaStream_t stream);
 
 // Floats of scratch that `tasks` tasks need.
