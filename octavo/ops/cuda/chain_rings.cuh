@@ -20,7 +20,7 @@ constexpr int kScaleSteps = 32;  // of a stage of scales
 constexpr int kMultipliers = 3;  // warpgroups that multiply a linear tile
 // Copies of weights under way at a time: as many as it takes to keep memory busy. More only stand in the way
 // of everything else that a multiprocessor reads, and of a release, which waits for them.
-constexpr int kStagesUnderWay = 3;
+constexpr int kStagesUnderWay = 4;
 // And while nothing is multiplied, when every read that stands behind them counts.
 constexpr int kStagesBetween = 2;
 constexpr int kGatedRows = 128;
@@ -208,6 +208,7 @@ __device__ inline void for_each_tile(const ChainTask& task, const Before& before
 
 template <typename Memory>
 __device__ inline void stream_weights(const ChainTask& task, const Memory& memory) {
+  const ReadOnce once;
   std::uint32_t n = 0;
   for_each_tile(
       task,
@@ -240,11 +241,11 @@ __device__ inline void stream_weights(const ChainTask& task, const Memory& memor
               memory.weights.wait_empty(n);
               arrive_expecting(full, box_bytes * static_cast<std::uint32_t>(halves));
               const auto copy = [&](std::uint32_t to_box, int first_row) {
-                if (link.whole) return copy_boxes(to_box, link.weight_map, first_row, step, full);
+                if (link.whole) return copy_boxes(to_box, link.weight_map, first_row, step, full, once);
 #pragma unroll
                 for (int i = 0; i < span(); ++i)
                   copy_box(to_box + static_cast<std::uint32_t>(i) * step_bytes, link.weight_map,
-                           (step + i) * kStepBytes, first_row, full);
+                           (step + i) * kStepBytes, first_row, full, once);
               };
               copy(to, row + half * link.box_rows);
               if (gated) copy(to + step_bytes, row + half * link.box_rows + up);

@@ -57,6 +57,9 @@ struct TileOrder {
     const bool along_tokens = task.shares_weights;
     visit(along_tokens ? row : row * task.cluster + rank, along_tokens ? token * task.cluster + rank : token);
   }
+  // Whether each weight is read by one block only, or by one cluster.
+  __device__ bool reads_weights_once() const { return task.token_items == 1; }
+
   template <typename Visit>
   __device__ void for_each(const Visit& visit) const {
     for (int item = first(); item < count(); item += step()) tile(item, visit);
@@ -181,8 +184,11 @@ struct Rings {
   template <int kColumns>
   __device__ void stream_weights(const GemmTask& task) const {
     prefetch_map(task.weight_map);
+    const ReadOnce once;
+    const TileOrder order{task};
+    const bool reads_once = order.reads_weights_once();
     RingPlace at;
-    TileOrder{task}.for_each([&](int row_tile, int) {
+    order.for_each([&](int row_tile, int) {
       for (int stage = 0; stage < task.stages; ++stage, at.advance(task.weight_stages)) {
         const std::uint32_t full = weight_full + 8 * at.stage;
         wait(weight_empty + 8 * at.stage, at.parity ^ 1);
@@ -191,7 +197,10 @@ struct Rings {
         for (int i = 0; i < kSpan; ++i) {
           const std::uint32_t to = weights + at.stage * weight_bytes + i * weight_step;
           const int column = (stage * kSpan + i) * kColumns;
-          copy_box(to, task.weight_map, column, row_tile * task.rows, full);
+          if (reads_once)
+            copy_box(to, task.weight_map, column, row_tile * task.rows, full, once);
+          else
+            copy_box(to, task.weight_map, column, row_tile * task.rows, full);
         }
       }
     });

@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
            static_cast<int>(n % kPagesOfWarp) * kWarps + warp;
   };
   const auto block_of = [&](unsigned n) { return page_of(n) < pages ? blocks[page_of(n)] : 0; };
+  const ReadOnce once;
   std::int32_t block = block_of(static_cast<unsigned>(lane));
   const auto issue = [&](unsigned n) {  // by lane n % 32
     if (page_of(n) >= pages) return;
@@ -71,8 +72,8 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
     const unsigned stage = n % kStages;
     const std::uint32_t full = shared_address(&shared.full[warp][stage]);
     arrive_expecting(full, 2 * kPageBytes);
-    bulk_copy(shared_address(shared.ring[warp][stage][0]), a.keys + at, kPageBytes, full);
-    bulk_copy(shared_address(shared.ring[warp][stage][1]), a.values + at, kPageBytes, full);
+    bulk_copy(shared_address(shared.ring[warp][stage][0]), a.keys + at, kPageBytes, full, once);
+    bulk_copy(shared_address(shared.ring[warp][stage][1]), a.values + at, kPageBytes, full, once);
     block = block_of(n + 32);
   };
   const Angles<kDim> angles(a.rotation.table, last);

@@ -145,6 +145,15 @@ __device__ inline void fence_shared_copies() { asm volatile("fence.proxy.async.s
 
 // --- Copies.
 
+// A hint to L2 for what one block of threads reads, and nobody again before gigabytes have gone by: a step's
+// weights and pages. It is the first to make room, and what the next layer comes back to stays: code, scales,
+// block tables, results. Not for what several blocks read at about the same time: with any hint, even
+// evict_normal, they no longer share a read of L2 (docs/results/gpu-gemm.md).
+struct ReadOnce {
+  std::uint64_t policy;
+  __device__ ReadOnce() { asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy)); }
+};
+
 // Both addresses and the size are multiples of 16 bytes. Its bytes count at `barrier`.
 __device__ inline void bulk_copy(std::uint32_t to, const void* from, std::uint32_t bytes,
                                  std::uint32_t barrier) {
@@ -153,19 +162,34 @@ __device__ inline void bulk_copy(std::uint32_t to, const void* from, std::uint32
       "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
+__device__ inline void bulk_copy(std::uint32_t to, const void* from, std::uint32_t bytes,
+                                 std::uint32_t barrier, ReadOnce once) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+      "%4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "l"(once.policy)
+      : "memory");
+}
 
 __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 // A box of the matrix at (column, row) into shared memory; outside the matrix zeros. Its bytes count at
-// `barrier`. Without a hint to L2: with any, even evict_normal, blocks of threads that read the same at the
-// same time no longer share a read of L2 (docs/results/gpu-gemm.md).
+// `barrier`.
 __device__ inline void copy_box(std::uint32_t to, const CUtensorMap& map, int column, int row,
                                 std::uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
       "[%4];" ::"r"(to),
       "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+__device__ inline void copy_box(std::uint32_t to, const CUtensorMap& map, int column, int row,
+                                std::uint32_t barrier, ReadOnce once) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, "
+      "{%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(once.policy)
       : "memory");
 }
 // The same of a map of three dimensions: (128 bytes of a row, row, which 128 bytes).
@@ -175,6 +199,14 @@ __device__ inline void copy_boxes(std::uint32_t to, const CUtensorMap& map, int 
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
       "[%5];" ::"r"(to),
       "l"(&map), "r"(0), "r"(row), "r"(step), "r"(barrier)
+      : "memory");
+}
+__device__ inline void copy_boxes(std::uint32_t to, const CUtensorMap& map, int row, int step,
+                                  std::uint32_t barrier, ReadOnce once) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, "
+      "{%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(&map), "r"(0), "r"(row), "r"(step), "r"(barrier), "l"(once.policy)
       : "memory");
 }
 // As copy_box() to the same place in every block of the cluster that `mask` names.

@@ -140,19 +140,24 @@ struct TallRing {
     prefetch_map(task.weight_map);
     if constexpr (!Shape::kGated) prefetch_map(task.y_map);  // its first use is when all else is done
     const auto rank = static_cast<int>(rank_in_cluster());
+    const ReadOnce once;
+    const bool reads_once = TileOrder{task}.reads_weights_once();
     for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int row_tile, int) {
       arrive_expecting(barrier, Shape::kWeightStep * Shape::kSpan);
 #pragma unroll
       for (int i = 0; i < Shape::kSpan; ++i) {
         const std::uint32_t to = weights(stage) + i * Shape::kWeightStep;
         const int column = (step + i) * kStepBytes;
+        const auto to_own = [&](std::uint32_t part, int of) {
+          if (reads_once)
+            copy_box(part, task.weight_map, column, of, barrier, once);
+          else
+            copy_box(part, task.weight_map, column, of, barrier);
+        };
         if constexpr (Shape::kGated) {
           const auto bring = [&](int part, const auto& copy) {
             copy(to + static_cast<std::uint32_t>(part * Shape::kRows) * kStepBytes,
                  row_tile * Shape::kRows + part * (task.out / 2));
-          };
-          const auto to_own = [&](std::uint32_t part, int of) {
-            copy_box(part, task.weight_map, column, of, barrier);
           };
           if (task.cluster == 1)
             bring(0, to_own), bring(1, to_own);
@@ -161,7 +166,7 @@ struct TallRing {
               copy_box_to_cluster(part, task.weight_map, column, of, barrier, everyone(task));
             });
         } else {
-          copy_box(to, task.weight_map, column, row_tile * Shape::kTileRows, barrier);
+          to_own(to, row_tile * Shape::kTileRows);
         }
       }
     });
