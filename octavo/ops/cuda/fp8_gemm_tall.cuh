@@ -140,7 +140,7 @@ struct TallMultiplier {
     RingPlace place = at.place;
     place.advance(task.weight_stages);
     next = stage_at(place);
-    ready = is_done_now(next.full, place.parity);
+    ready = ring.is_there(next.full, place.parity);
   }
 
   // Begins the block sums of a 64-token tile of stage `at` (beyond K they are zero).
@@ -251,7 +251,7 @@ struct TallMultiplier {
     if constexpr (kSets == 1) add<kSplit>(unit.blocks, kTile, first, unit.scales);
     if (kEndsStage) at = next;
     if constexpr (kMore) {
-      if (kEndsStage && !ready) wait(at.full, at.place.parity);
+      if (kEndsStage && !ready) ring.wait_until_there(at.full, at.place.parity);
       begin(next_unit.blocks, kNext);
       read_scales<kSplit>(next_unit.scales, kNext, kEndsStage ? first + 1 : first);
       if (kNext == kPerGroup - 1) look_ahead();
@@ -265,7 +265,7 @@ struct TallMultiplier {
   __device__ void sum_short() {
     Unit<kSplit> unit;
     for (int first = 0; first < task.stages * kSpan; first += kSpan) {
-      if (!ready) wait(at.full, at.place.parity);
+      if (!ready) ring.wait_until_there(at.full, at.place.parity);
       begin(unit.blocks, 0);
       read_scales<kSplit>(unit.scales, 0, first);
       look_ahead();
@@ -283,7 +283,7 @@ struct TallMultiplier {
     Unit<kSplit> units[kSets];
     Unit<kSplit>& one = units[0];
     Unit<kSplit>& other = units[kSets - 1];
-    wait(at.full, at.place.parity);
+    ring.wait_until_there(at.full, at.place.parity);
     begin(one.blocks, 0);
     read_scales<kSplit>(one.scales, 0, 0);
     if (kPerGroup == 1) look_ahead();

@@ -32,6 +32,10 @@ struct TallShape {
   static constexpr int kScaleLanes = 64;         // threads that copy the tokens' scales
   // For so few tokens that weights are what is waited for: what matters is little code.
   static constexpr bool kShort = kPerGroup == 1 && (kSpan > 1 || kGated);
+  // Of those, where the ring is deep, so many stages of weights are under way at a time: enough to keep memory
+  // busy. With more, multiprocessors whose neighbours are idle take a larger share and are done long before
+  // the others, and whatever else is read or written meanwhile has to queue. 0: as many as the ring has.
+  static constexpr int kUnderWay = kShort && kGated ? 2 : 0;
   // See GemmShape of gemm_kernel.cuh.
   static constexpr int kMultiplyRegisters = 224;
   static constexpr int kCopyRegisters = 56;
@@ -89,9 +93,12 @@ struct TallScaleRing {
 
 // Shared memory, all as shared addresses. A stage holds the tokens of its steps, then the weights; a
 // warpgroup's results wait to be stored in boxes of 64 tokens, those of its first 64 tokens first.
+//
+// With kUnderWay a stage's weights have a barrier of their own (`full`), and its tokens too (token_full).
 template <typename Shape>
 struct TallRing {
-  std::uint32_t stages, results, full, empty;
+  static constexpr bool kApart = Shape::kUnderWay > 0;
+  std::uint32_t stages, results, full, token_full, empty;
   using Scales = TallScaleRing<Shape::kTokens>;
   Scales scales;
 
@@ -100,7 +107,8 @@ struct TallRing {
     results = stages + Shape::kStageBytes * task.weight_stages;
     scales.data = results + Shape::kResultBytes * Shape::kGroups;
     full = scales.data + Scales::kBytes * kScaleStages;
-    empty = full + 8 * kMaxStages;
+    token_full = kApart ? full + 8 * kMaxStages : full;
+    empty = token_full + 8 * kMaxStages;
     scales.full = empty + 8 * kMaxStages;
     scales.empty = scales.full + 8 * kScaleStages;
   }
@@ -113,7 +121,8 @@ struct TallRing {
   // of every block of the cluster, has read its own: any of them may be given a part of it by any other.
   __device__ void init(const GemmTask& task) const {
     for (int s = 0; s < task.weight_stages; ++s) {
-      init_barrier(full + 8 * s, 2);
+      init_barrier(full + 8 * s, kApart ? 1 : 2);
+      if (kApart) init_barrier(token_full + 8 * s, 1);
       init_barrier(empty + 8 * s, static_cast<std::uint32_t>(Shape::kGroups * 4 * task.cluster));
     }
     for (int s = 0; s < kScaleStages; ++s) {
@@ -123,14 +132,24 @@ struct TallRing {
     publish_barriers();
   }
 
-  // fill(stage, full barrier, first step, row tile, token tile) for every stage of every tile; by one thread.
+  // Whether what a warp reads of the stage is there, asked once or waited for; `of` is its barrier of `full`.
+  __device__ bool is_there(std::uint32_t of, std::uint32_t parity) const {
+    const bool weights = is_done_now(of, parity);
+    return kApart ? is_done_now(of + (token_full - full), parity) && weights : weights;
+  }
+  __device__ void wait_until_there(std::uint32_t of, std::uint32_t parity) const {
+    wait(of, parity);
+    if constexpr (kApart) wait(of + (token_full - full), parity);
+  }
+
+  // fill(stage, first step, row tile, token tile) for every stage of every tile; by one thread.
   template <typename Fill>
   __device__ void for_each_stage(const GemmTask& task, const Fill& fill) const {
     RingPlace at;
     TileOrder{task}.for_each([&](int row_tile, int token_tile) {
       for (int stage = 0; stage < task.stages; ++stage, at.advance(task.weight_stages)) {
         wait(empty + 8 * at.stage, at.parity ^ 1);
-        fill(at.stage, full + 8 * at.stage, stage * Shape::kSpan, row_tile, token_tile);
+        fill(at.stage, stage * Shape::kSpan, row_tile, token_tile);
       }
     });
   }
@@ -142,7 +161,14 @@ struct TallRing {
     const auto rank = static_cast<int>(rank_in_cluster());
     const ReadOnce once;
     const bool reads_once = TileOrder{task}.reads_weights_once();
-    for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int row_tile, int) {
+    RingPlace landing;  // the stage kUnderWay before
+    int begun = 0;
+    for_each_stage(task, [&](std::uint32_t stage, int step, int row_tile, int) {
+      if (kApart && begun++ >= Shape::kUnderWay) {
+        wait(full + 8 * landing.stage, landing.parity);
+        landing.advance(task.weight_stages);
+      }
+      const std::uint32_t barrier = full + 8 * stage;
       arrive_expecting(barrier, Shape::kWeightStep * Shape::kSpan);
 #pragma unroll
       for (int i = 0; i < Shape::kSpan; ++i) {
@@ -176,7 +202,8 @@ struct TallRing {
     const int shares = Shape::kGated ? 1 : task.cluster;
     const int share = static_cast<int>(rank_in_cluster()) * task.token_box;
     const auto bytes = static_cast<std::uint32_t>(task.token_box * shares) * kStepBytes * Shape::kSpan;
-    for_each_stage(task, [&](std::uint32_t stage, std::uint32_t barrier, int step, int, int token_tile) {
+    for_each_stage(task, [&](std::uint32_t stage, int step, int, int token_tile) {
+      const std::uint32_t barrier = token_full + 8 * stage;
       arrive_expecting(barrier, bytes);
 #pragma unroll
       for (int i = 0; i < Shape::kSpan; ++i) {
