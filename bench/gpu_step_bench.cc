@@ -53,6 +53,10 @@ class PartialOps final : public Ops {
                     std::span<const std::int32_t> rows) override {
     if (keeps(kNorm)) inner_.add_rms_norm(residual, delta, stride, tokens, weight, eps, out, rows);
   }
+  void pack_rows(std::span<const std::int32_t> rows, float* residual, std::int64_t hidden,
+                 const Activation& x) override {
+    inner_.pack_rows(rows, residual, hidden, x);
+  }
   void linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) override {
     if (keeps(which(weight))) inner_.linear(x, tokens, weight, out);
   }

@@ -385,6 +385,7 @@ class BrokenOps : public Ops {
   }
   void add_rms_norm(float*, const bf16*, std::int64_t, std::int64_t, const float*, float, const Activation&,
                     std::span<const std::int32_t>) override {}
+  void pack_rows(std::span<const std::int32_t>, float*, std::int64_t, const Activation&) override {}
   void linear(const Activation&, std::int64_t, const LinearWeight&, bf16*) override {}
   void logits(const Activation&, std::int64_t, const LinearWeight&, float*) override {}
   void rope_and_store(bf16*, const Batch&, const AttentionShape&, const float*, const float*, float,

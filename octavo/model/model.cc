@@ -130,15 +130,20 @@ const float* Model::compute(Ops& ops, const Batch& batch, std::span<const KvLaye
       between.attention_in = activation_for(next.qkv);
     }
     ops.attention(wide_, batch, shape, kv[i], between.attended);
-    ops.between_attentions(between, tokens);
+    if (i + 1 < kv.size()) {
+      ops.between_attentions(between, tokens);
+      continue;
+    }
+    // The cache is complete: of what is left only the tokens whose logits are wanted matter.
+    if (logit_rows == 0) return nullptr;
+    if (logit_rows < tokens)
+      ops.pack_rows(batch.logit_rows, residual_, spec_.hidden_size, between.attended);
+    ops.between_attentions(between, logit_rows);
   }
-  if (logit_rows == 0) return nullptr;
 
   const Activation last = activation_for(weights_.lm_head());
-  const bf16* const delta = kv.empty() ? nullptr : delta_;
-  const std::int64_t delta_stride = kv.empty() ? 0 : weights_.layers().back().down.out;
-  ops.add_rms_norm(residual_, delta, delta_stride, tokens, weights_.final_norm(), eps, last,
-                   batch.logit_rows);
+  ops.add_rms_norm(residual_, delta_, weights_.layers().back().down.out, logit_rows, weights_.final_norm(),
+                   eps, last);
   ops.logits(last, logit_rows, weights_.lm_head(), logits_);
   return logits_;
 }

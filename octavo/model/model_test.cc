@@ -46,20 +46,21 @@ class Runner {
     std::iota(blocks_.rbegin(), blocks_.rend(), 0);
   }
 
-  // Logits of every token, [tokens][vocab], fed in chunks of the given size.
-  std::vector<std::vector<float>> run(const std::vector<std::int32_t>& ids, std::size_t chunk) {
+  // Logits of every `every`-th token of a chunk, [tokens][vocab], fed in chunks of the given size.
+  std::vector<std::vector<float>> run(const std::vector<std::int32_t>& ids, std::size_t chunk,
+                                      std::size_t every = 1) {
     std::vector<std::vector<float>> rows;
     for (std::size_t begin = 0; begin < ids.size(); begin += chunk) {
       const std::size_t count = std::min(chunk, ids.size() - begin);
       std::vector<std::int32_t> positions(count);
       std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(begin));
-      std::vector<std::int32_t> wanted(count);
-      std::iota(wanted.begin(), wanted.end(), 0);
+      std::vector<std::int32_t> wanted;
+      for (std::size_t i = every - 1; i < count; i += every) wanted.push_back(static_cast<std::int32_t>(i));
       const BatchSpan span{0, static_cast<std::int64_t>(count), static_cast<std::int64_t>(begin),
                            blocks_.data()};
       const float* logits = model_.forward(
           *ops_, {std::span(ids).subspan(begin, count), positions, std::span(&span, 1), wanted}, kv_);
-      for (std::size_t i = 0; i < count; ++i) {
+      for (std::size_t i = 0; i < wanted.size(); ++i) {
         const float* row = logits + static_cast<std::int64_t>(i) * model_.logits_stride();
         rows.emplace_back(row, row + spec_.vocab_size);
       }
@@ -132,6 +133,26 @@ TEST_P(TinyModel, ChunkingChangesNoBit) {
     const auto whole = runner.run(ids, ids.size());
     for (const std::size_t chunk : {1, 7, 16, 33})
       EXPECT_EQ(runner.run(ids, chunk), whole) << "chunk " << chunk;
+  }
+}
+
+// The last layer computes only the tokens whose logits are wanted, and in some chunks none is.
+TEST_P(TinyModel, WhatIsNotWantedChangesNoBit) {
+  const std::string folder = kTiny + GetParam();
+  const auto golden = parse_json(read_file(folder + "/golden.json"), folder);
+  const auto ids = golden["token_ids"].get<std::vector<std::int32_t>>();
+  for (const Precision precision : {Precision::kFP8, Precision::kBF16}) {
+    Runner runner(folder, {.precision = precision}, best_isa());
+    const auto all = runner.run(ids, ids.size());
+    for (const std::size_t every : {std::size_t{2}, std::size_t{5}, ids.size() - 1, ids.size()}) {
+      std::vector<std::vector<float>> want;
+      for (std::size_t i = every - 1; i < all.size(); i += every) want.push_back(all[i]);
+      EXPECT_EQ(runner.run(ids, ids.size(), every), want) << "every " << every;
+    }
+    // The last token of a chunk of seven; of the last, shorter chunk none.
+    const auto last = runner.run(ids, 7, 7);
+    ASSERT_EQ(last.size(), ids.size() / 7);
+    for (std::size_t i = 0; i < last.size(); ++i) EXPECT_EQ(last[i], all[7 * i + 6]) << "chunk " << i;
   }
 }
 

@@ -153,6 +153,11 @@ class Ops {
                             std::int64_t tokens, const float* weight, float eps, const Activation& out,
                             std::span<const std::int32_t> rows = {}) = 0;
 
+  // residual[i] = residual[rows[i]] (rows of `hidden`), and the same of x and its scales, for rows that rise:
+  // tokens that nothing more is wanted of are left out of what follows. In place.
+  virtual void pack_rows(std::span<const std::int32_t> rows, float* residual, std::int64_t hidden,
+                         const Activation& x) = 0;
+
   // out[t, n] = Σ_k x[t, k] w[n, k] (+ bias[n]); FP8: out = Σ_b sx[t,b] sw[n/128,b] Σ_{k∈b} x w. Rounded to
   // bf16.
   virtual void linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) = 0;

@@ -30,7 +30,8 @@ TEST_F(GpuOps, AddRmsNormAndQuantize) {
     const std::int64_t cols = round < 6        ? kUsual[round]
                               : round % 2 == 0 ? 8 * random_.in(1, 1000)
                                                : random_.in(1, 999);
-    const std::int64_t tokens = random_.in(1, 12);
+    // Up to twelve, or so many that two rows share a block of threads.
+    const std::int64_t tokens = round % 5 == 1 ? random_.in(32, 70) : random_.in(1, 12);
     const std::int64_t stride = (cols + 15) / 16 * 16;
     const bool with_delta = round % 3 != 0;
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " round " << round << " cols " << cols);
@@ -120,6 +121,43 @@ TEST_F(GpuOps, Embedding) {
     ASSERT_EQ(got[i],
               to_float(table[static_cast<std::size_t>(ids[i / static_cast<std::size_t>(hidden)] * hidden +
                                                       static_cast<std::int64_t>(i) % hidden)]));
+}
+
+TEST_F(GpuOps, PackRows) {
+  for (int round = 0; round < 20; ++round) {
+    const bool fp8 = round % 2 == 0;
+    const std::int64_t hidden = round < 4 ? 4096 : random_.in(1, 700);
+    const std::int64_t cols = round < 4 ? 4096 : random_.in(1, 900);
+    const std::int64_t tokens = random_.in(1, 200);
+    std::vector<std::int32_t> rows;
+    const std::int64_t few = random_.in(0, 3);  // of four
+    for (std::int32_t t = 0; t < tokens; ++t)
+      if (random_.in(0, 3) <= few) rows.push_back(t);
+    SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " round " << round << " hidden " << hidden
+                                    << " cols " << cols << " rows " << rows.size() << " of " << tokens);
+    auto residual = random_.floats(tokens * hidden);
+    std::vector<std::uint8_t> data(static_cast<std::size_t>(tokens * cols * (fp8 ? 1 : 2)));
+    for (auto& byte : data) byte = static_cast<std::uint8_t>(random_.in(0, 255));
+    auto scales = random_.floats(tokens * blocks_of(cols));
+    const auto device_rows = to_device(rows);
+    const auto device_residual = to_device(residual);
+    const auto device_data = to_device(data);
+    const auto device_scales = to_device(scales);
+    cuda::pack_rows(device_rows.data<std::int32_t>(), std::ssize(rows), device_residual.data<float>(), hidden,
+                    {device_data.data<bf16>(), fp8 ? device_scales.data<float>() : nullptr, cols, false},
+                    nullptr);
+    const auto pack = [&](auto& values, std::int64_t of_row) {
+      for (std::size_t i = 0; i < rows.size(); ++i)
+        std::copy_n(values.begin() + rows[i] * of_row, of_row,
+                    values.begin() + static_cast<std::int64_t>(i) * of_row);
+    };
+    pack(residual, hidden);
+    pack(data, cols * (fp8 ? 1 : 2));
+    if (fp8) pack(scales, blocks_of(cols));
+    EXPECT_EQ(to_host<float>(device_residual), residual);
+    EXPECT_EQ(to_host<std::uint8_t>(device_data), data);
+    EXPECT_EQ(to_host<float>(device_scales), scales);
+  }
 }
 
 TEST_F(GpuOps, CopyFromPinnedMemory) {

@@ -43,6 +43,13 @@ class TraceOps final : public Ops {
     if (rows.empty()) keep_floats("residual", residual, tokens * out.cols);
     keep_activation("norm", out, rows.empty() ? tokens : static_cast<std::int64_t>(rows.size()));
   }
+  void pack_rows(std::span<const std::int32_t> rows, float* residual, std::int64_t hidden,
+                 const Activation& x) override {
+    inner_.pack_rows(rows, residual, hidden, x);
+    const auto count = static_cast<std::int64_t>(rows.size());
+    keep_floats("packed residual", residual, count * hidden);
+    keep_activation("packed", x, count);
+  }
   void linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) override {
     inner_.linear(x, tokens, weight, out);
     keep_bf16(weight.precision == Precision::kFP8 ? "linear fp8" : "linear bf16", out, tokens * weight.out);

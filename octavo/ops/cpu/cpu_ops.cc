@@ -61,6 +61,18 @@ class CpuOps final : public Ops {
     });
   }
 
+  void pack_rows(std::span<const std::int32_t> rows, float* residual, std::int64_t hidden,
+                 const Activation& x) override {
+    const auto pack = [&](auto* data, std::int64_t cols) {
+      for (std::size_t i = 0; i < rows.size(); ++i)
+        std::memmove(data + static_cast<std::int64_t>(i) * cols, data + rows[i] * cols,
+                     static_cast<std::size_t>(cols) * sizeof(*data));
+    };
+    pack(residual, hidden);
+    pack(x.data, x.cols);
+    if (x.scales != nullptr) pack(x.scales, blocks_of(x.cols));
+  }
+
   void linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) override {
     LinearTask task;
     task.out_bf16 = out;

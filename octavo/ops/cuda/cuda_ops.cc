@@ -178,6 +178,11 @@ void CudaOps::add_rms_norm(float* residual, const bf16* delta, std::int64_t delt
                      weight, eps, out, all ? nullptr : logit_rows_, stream_);
 }
 
+void CudaOps::pack_rows(std::span<const std::int32_t> rows, float* residual, std::int64_t hidden,
+                        const Activation& x) {
+  cuda::pack_rows(logit_rows_, static_cast<std::int64_t>(rows.size()), residual, hidden, x, stream_);
+}
+
 // Each 16 rows' row of scales, on the device: made when a weight is met first.
 const std::int32_t* CudaOps::scale_rows_of(const LinearWeight& weight) {
   auto& rows = scale_rows_[weight.data];

@@ -54,6 +54,8 @@ class CudaOps final : public Ops {
   void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride, std::int64_t tokens,
                     const float* weight, float eps, const Activation& out,
                     std::span<const std::int32_t> rows) override;
+  void pack_rows(std::span<const std::int32_t> rows, float* residual, std::int64_t hidden,
+                 const Activation& x) override;
   void linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) override;
   void logits(const Activation& x, std::int64_t tokens, const LinearWeight& weight, float* out) override;
   void rope_and_store(bf16* qkv, const Batch& batch, const AttentionShape& shape, const float* q_norm,

@@ -1,4 +1,5 @@
-// Rows of the embedding as the FP32 residual stream, and copies: of cache blocks, and of a step's batch.
+// Rows of the embedding as the FP32 residual stream, and copies: of chosen rows, of cache blocks, and of a
+// step's batch.
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/quant/cuda/device.h"
 #include "octavo/quant/cuda/vector_io.cuh"
@@ -25,6 +26,34 @@ __global__ void __launch_bounds__(kThreads)
     load8(row + col, whole, count, v);
     store8(residual + token * hidden + col, whole, count, v);
   }
+}
+
+// Rows of `units` Units move to the front. A thread moves its unit of all rows: what it writes, it has read
+// before, for a row never moves backwards, and no other thread does.
+template <typename Unit>
+__global__ void __launch_bounds__(kThreads)
+    pack_kernel(Unit* data, std::int64_t units, const std::int32_t* rows, std::int64_t count) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const std::int64_t unit = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  if (unit >= units) return;
+  constexpr int kAtOnce = 16;
+  for (std::int64_t first = 0; first < count; first += kAtOnce) {
+    Unit held[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (first + i < count) held[i] = data[rows[first + i] * units + unit];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (first + i < count) data[(first + i) * units + unit] = held[i];
+  }
+}
+template <typename Unit>
+void pack_units(void* data, std::int64_t bytes_of_row, const std::int32_t* rows, std::int64_t count,
+                cudaStream_t stream) {
+  const auto units = bytes_of_row / static_cast<std::int64_t>(sizeof(Unit));
+  launch(pack_kernel<Unit>, dim3(static_cast<unsigned>((units + kThreads - 1) / kThreads)), dim3(kThreads), 0,
+         stream, static_cast<Unit*>(data), units, rows, count);
 }
 
 constexpr std::int64_t kLayersPerCopy = 128;
@@ -62,6 +91,21 @@ void embed(const bf16* table, std::int64_t hidden, const std::int32_t* token_ids
   if (tokens == 0) return;
   launch(embed_kernel, dim3(static_cast<unsigned>(tokens)), dim3(kThreads), 0, stream, table,
          static_cast<int>(hidden), token_ids, residual, results);
+}
+
+void pack_rows(const std::int32_t* rows, std::int64_t count, float* residual, std::int64_t hidden,
+               const Activation& x, cudaStream_t stream) {
+  if (count == 0) return;
+  const auto pack = [&](void* data, std::int64_t bytes_of_row) {
+    const bool whole = bytes_of_row % static_cast<std::int64_t>(sizeof(uint4)) == 0 &&
+                       reinterpret_cast<std::uintptr_t>(data) % sizeof(uint4) == 0;
+    whole ? pack_units<uint4>(data, bytes_of_row, rows, count, stream)
+          : pack_units<std::uint8_t>(data, bytes_of_row, rows, count, stream);
+  };
+  pack(residual, hidden * static_cast<std::int64_t>(sizeof(float)));
+  const bool fp8 = x.scales != nullptr;
+  pack(x.data, x.cols * static_cast<std::int64_t>(fp8 ? 1 : sizeof(bf16)));
+  if (fp8) pack(x.scales, blocks_of(x.cols) * static_cast<std::int64_t>(sizeof(float)));
 }
 
 void copy_from_pinned(void* to, const void* pinned, std::size_t bytes, cudaStream_t stream) {

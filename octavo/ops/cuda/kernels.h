@@ -38,6 +38,10 @@ void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride,
                   const float* weight, float eps, const Activation& out, const std::int32_t* rows,
                   cudaStream_t stream);
 
+// As Ops::pack_rows, of `count` rows (device).
+void pack_rows(const std::int32_t* rows, std::int64_t count, float* residual, std::int64_t hidden,
+               const Activation& x, cudaStream_t stream);
+
 void silu_mul(const bf16* gate_up, std::int64_t tokens, std::int64_t gate_up_cols, std::int64_t up_begin,
               const Activation& out, cudaStream_t stream);
 
