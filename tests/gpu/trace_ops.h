@@ -60,8 +60,7 @@ class TraceOps final : public Ops {
   }
   void rope_and_store(bf16* qkv, const Batch& batch, const AttentionShape& shape, const float* q_norm,
                       const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv) override {
-    inner_.rope_and_store(qkv, batch, shape, q_norm, k_norm, eps, rope, kv);
-    keep_bf16("rope", qkv, tokens_ * shape.qkv_cols);
+    inner_.rope_and_store(qkv, batch, shape, q_norm, k_norm, eps, rope, kv);  // seen in attention's result
   }
   void attention(const bf16* qkv, const Batch& batch, const AttentionShape& shape, const KvLayer& kv,
                  const Activation& out) override {

@@ -106,17 +106,13 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 }  // namespace
 
-bool attention_rotates(const DeviceBatch& batch, const AttentionShape& shape) {
-  return batch.runs == nullptr && gqa_attention_takes(shape);
-}
-
 void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                const HeadRotation& rotation, const KvLayer& kv, const Activation& out, bf16* unquantized,
                cudaStream_t stream) {
   if (batch.tokens == 0) return;
   const bool gqa = gqa_attention_takes(shape);
   const auto fast = [&](const Activation& to) {
-    batch.runs != nullptr ? gqa_prompt_attention(qkv, batch, shape, kv, to, stream)
+    batch.runs != nullptr ? gqa_prompt_attention(qkv, batch, shape, rotation, kv, to, stream)
                           : gqa_attention(qkv, batch, shape, rotation, kv, to, stream);
   };
   if (gqa && (out.scales == nullptr || shape.head_dim == kBlock)) return fast(out);

@@ -27,8 +27,10 @@ bool gqa_attention_takes(const AttentionShape& shape);
 void gqa_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                    const HeadRotation& rotation, const KvLayer& kv, const Activation& out,
                    cudaStream_t stream);
-// Attention alone, to the same bits, by batch.runs: for prompts.
+// Attention with the queries' rotation, to the same bits, by batch.runs: for prompts, whose keys and values
+// are in the cache.
 void gqa_prompt_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
-                          const KvLayer& kv, const Activation& out, cudaStream_t stream);
+                          const HeadRotation& rotation, const KvLayer& kv, const Activation& out,
+                          cudaStream_t stream);
 
 }  // namespace octavo::cuda

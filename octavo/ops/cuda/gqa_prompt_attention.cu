@@ -10,7 +10,7 @@
 //
 // A later token's values reach an earlier one of the same block only times zero, so that they count only if
 // they are not finite, when the model's output is not either.
-#include "octavo/ops/cuda/gqa_page.cuh"
+#include "octavo/ops/cuda/gqa_rope.cuh"
 
 namespace octavo::cuda {
 namespace {
@@ -24,6 +24,7 @@ constexpr int kStreamPages = kSplitPages / kStreams;
 static_assert(kStreamPages * kPage == 64 && kRunTokens == kRows);
 
 struct Arguments : Layer {
+  HeadRotation rotation;
   int head_shift;  // log2 of the heads of a token, those that make up a power of two included
 };
 
@@ -169,19 +170,24 @@ __global__ void __launch_bounds__(kThreads, 2) gqa_prompt_kernel(const __grid_co
   const auto token_of = [&](int row) { return row >> a.head_shift; };
   const auto head_of = [&](int row) { return row & ((1 << a.head_shift) - 1); };
   const auto is_live = [&](int row) { return token_of(row) < count && head_of(row) < group; };
-  constexpr int kChunks = kDim / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * kChunks; i += kThreads) {
-    const int row = i / kChunks;
-    const int chunk = i % kChunks;
-    uint4 q{};
+  const int position = a.batch.positions[first];  // of the first token; the others follow
+  // A warp rotates its sixteen rows' queries, eight at a time.
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = warp * 16 + half * 8 + lane / 4;
+    HeadFragment<kDim> q;
     if (is_live(row))
-      q = *reinterpret_cast<const uint4*>(a.qkv + (first + token_of(row)) * a.shape.qkv_cols +
-                                          a.shape.q_begin + (kv_head * group + head_of(row)) * kDim +
-                                          chunk * 8);
-    *reinterpret_cast<uint4*>(&shared.query[chunk / 8][row][(chunk ^ row) % 8 * 8]) = q;
+      q.load(a.qkv + (first + token_of(row)) * a.shape.qkv_cols + a.shape.q_begin +
+             (kv_head * group + head_of(row)) * kDim);
+    rotate(q, a.rotation.q_norm, a.rotation.eps,
+           Angles<kDim>(a.rotation.table, position + min(token_of(row), count - 1)));
+#pragma unroll
+    for (int chunk = 0; chunk < kDim / 8; ++chunk)
+      *reinterpret_cast<std::uint32_t*>(
+          &shared.query[chunk / 8][row][(chunk ^ row) % 8 * 8 + HeadFragment<kDim>::first_dim()]) =
+          q.x[chunk / 2][chunk % 2];
   }
 
-  const int position = a.batch.positions[first];  // of the first token; the others follow
   const int last = position + count - 1;
   const int pages = last / kPage + 1;
   const int streams = (pages - 1) / kSplitPages * kStreams + min((pages - 1) % kSplitPages + 1, kStreams);
@@ -368,8 +374,9 @@ void run(const Arguments& arguments, cudaStream_t stream) {
 }  // namespace
 
 void gqa_prompt_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
-                          const KvLayer& kv, const Activation& out, cudaStream_t stream) {
-  Arguments arguments{{qkv, batch, shape, kv, out}, 0};
+                          const HeadRotation& rotation, const KvLayer& kv, const Activation& out,
+                          cudaStream_t stream) {
+  Arguments arguments{{qkv, batch, shape, kv, out}, rotation, 0};
   while (1 << arguments.head_shift < shape.num_heads / shape.num_kv_heads) ++arguments.head_shift;
   shape.head_dim == 64 ? run<64>(arguments, stream) : run<128>(arguments, stream);
 }

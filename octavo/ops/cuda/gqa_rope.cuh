@@ -1,5 +1,4 @@
-// A head's norm and rotation in the registers of the matrix instruction's fragments: what rope.cu does for
-// prompts, with the same operations in the same order, so that a token gets the same bits from both.
+// A head's norm and rotation in the registers of the matrix instruction's fragments, for prompts and decodes.
 #pragma once
 
 #include "octavo/ops/cuda/gqa_page.cuh"
@@ -19,6 +18,15 @@ struct HeadFragment {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         x[k][i] = *reinterpret_cast<const std::uint32_t*>(head + first_dim() + k * 16 + i * 8);
+  }
+  // As a key or value, where kv_layout.cuh says.
+  __device__ void store(bf16* page, int place) const {
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        *reinterpret_cast<std::uint32_t*>(page + kv_offset(kDim, place, first_dim() + k * 16 + i * 8)) =
+            x[k][i];
   }
 };
 
@@ -41,8 +49,8 @@ struct Angles {
   }
 };
 
-// 1 / RMS. rope.cu's lane l adds up dimensions l, l + 32, …, and then the lanes add in pairs 16, 8, 4, 2 and
-// 1 apart.
+// 1 / RMS. Its sum is that of 32 lanes (rope.cu's, for other shapes), of which lane l adds up dimensions l,
+// l + 32, …, and which are then added in pairs 16, 8, 4, 2 and 1 apart.
 template <int kDim>
 __device__ float inverse_rms(const HeadFragment<kDim>& head, float eps) {
   float squares[2][2][2] = {};  // of dimensions 16 a + 8 b + 2 c + d (mod 32)

@@ -51,11 +51,8 @@ struct HeadRotation {
   float eps = 0;
   RopeTable table;
 };
-// Whether attention() does what rope_and_store() is for, which then does nothing: of decodes, for most
-// shapes.
-bool attention_rotates(const DeviceBatch& batch, const AttentionShape& shape);
-
-// As Ops::rope_and_store.
+// As Ops::rope_and_store. For most shapes (gqa_attention_takes() of attention_kernels.h) attention() rotates
+// the queries itself, and of decodes the keys too, which it also stores: this leaves that to it.
 void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                     const HeadRotation& rotation, const KvLayer& kv, cudaStream_t stream);
 

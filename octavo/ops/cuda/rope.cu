@@ -1,9 +1,6 @@
-// Optional RMSNorm of the heads, rotary embedding, and the write into the paged cache, one warp a head. For
-// decodes gqa_rope.cuh does the same.
-#include "octavo/ops/cuda/kernels.h"
-#include "octavo/ops/cuda/kv_layout.cuh"
-#include "octavo/quant/cuda/device.h"
-#include "octavo/quant/cuda/vector_io.cuh"
+// Optional RMSNorm of the heads, rotary embedding, and the write into the paged cache: of any shape, one warp
+// a head; of prompts whose attention rotates the queries itself, keys and values only, four lanes a head.
+#include "octavo/ops/cuda/gqa_rope.cuh"
 
 namespace octavo::cuda {
 namespace {
@@ -23,8 +20,7 @@ struct RopeArguments {
 __device__ float to_f32(bf16 v) { return __uint_as_float(std::uint32_t{v.bits} << 16); }
 __device__ bf16 from_f32(float v) { return {static_cast<std::uint16_t>(pack_bf16(v, 0.0F))}; }
 
-// Rotates one head in place, with the operations of gqa_rope.cuh, which must give the same bits; `stored`
-// (may be null) gets the result too, in the cache's order.
+// Rotates one head in place; `stored` (may be null) gets the result too, in the cache's order.
 __device__ void rotate(const RopeArguments& a, bf16* head, const float* norm, std::int64_t position,
                        bf16* stored, int place) {
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -91,11 +87,42 @@ __global__ void __launch_bounds__(kWarps * 32) rope_kernel(RopeArguments a) {
     a.values[at + kv_offset(padded, place, i)] = v[i];
 }
 
+// Grid: tokens × KV heads, in groups of four threads.
+template <int kDim>
+__global__ void __launch_bounds__(kWarps * 32) store_kernel(RopeArguments a, std::int64_t tokens) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const std::int64_t group = (blockIdx.x * std::int64_t{kWarps * 32} + threadIdx.x) / 4;
+  const std::int64_t token = min(group / a.shape.num_kv_heads, tokens - 1);
+  const std::int64_t head = group % a.shape.num_kv_heads;
+  const bf16* const row = a.qkv + token * a.shape.qkv_cols;
+  gqa::HeadFragment<kDim> key;
+  gqa::HeadFragment<kDim> value;
+  key.load(row + a.shape.k_begin + head * kDim);
+  value.load(row + a.shape.v_begin + head * kDim);
+  const gqa::Angles<kDim> angles(a.rotation.table, a.positions[token]);
+  gqa::rotate(key, a.rotation.k_norm, a.rotation.eps, angles);  // by whole warps
+  const std::int32_t slot = a.slots[token];
+  if (slot < 0 || group >= tokens * a.shape.num_kv_heads) return;
+  const std::int64_t page = (slot / kPage * a.shape.num_kv_heads + head) * (kPage * kDim);
+  key.store(a.keys + page, slot % kPage);
+  value.store(a.values + page, slot % kPage);
+}
+
+template <int kDim>
+void store(const RopeArguments& arguments, std::int64_t tokens, cudaStream_t stream) {
+  constexpr std::int64_t kGroups = kWarps * 32 / 4;
+  const std::int64_t groups = tokens * arguments.shape.num_kv_heads;
+  launch(store_kernel<kDim>, dim3(static_cast<unsigned>((groups + kGroups - 1) / kGroups)), dim3(kWarps * 32),
+         0, stream, arguments, tokens);
+}
+
 }  // namespace
 
 void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                     const HeadRotation& rotation, const KvLayer& kv, cudaStream_t stream) {
-  if (batch.tokens == 0 || attention_rotates(batch, shape)) return;
+  const bool attention_rotates = gqa_attention_takes(shape);
+  if (batch.tokens == 0 || (attention_rotates && batch.runs == nullptr)) return;
   const RopeArguments arguments{qkv,
                                 batch.positions,
                                 batch.slots,
@@ -103,6 +130,9 @@ void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& s
                                 rotation,
                                 static_cast<bf16*>(kv.keys),
                                 static_cast<bf16*>(kv.values)};
+  if (attention_rotates)
+    return shape.head_dim == 64 ? store<64>(arguments, batch.tokens, stream)
+                                : store<128>(arguments, batch.tokens, stream);
   const auto heads = shape.num_heads + 2 * shape.num_kv_heads;
   launch(rope_kernel,
          dim3(static_cast<unsigned>(batch.tokens), static_cast<unsigned>((heads + kWarps - 1) / kWarps)),
