@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -136,7 +137,11 @@ const float* Model::compute(Ops& ops, const Batch& batch, std::span<const KvLaye
     }
     // The cache is complete: of what is left only the tokens whose logits are wanted matter.
     if (logit_rows == 0) return nullptr;
-    if (logit_rows < tokens) ops.pack_rows(batch.logit_rows, residual_, spec_.hidden_size, between.attended);
+    if (logit_rows < tokens) {
+      assert(std::adjacent_find(batch.logit_rows.begin(), batch.logit_rows.end(), std::greater_equal<>()) ==
+             batch.logit_rows.end());
+      ops.pack_rows(batch.logit_rows, residual_, spec_.hidden_size, between.attended);
+    }
     ops.between_attentions(between, logit_rows);
   }
 

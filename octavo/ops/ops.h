@@ -91,7 +91,7 @@ struct Batch {
   std::span<const std::int32_t> token_ids;   // [T]
   std::span<const std::int32_t> positions;   // [T]
   std::span<const BatchSpan> spans;          // in the order of their tokens, covering all of them
-  std::span<const std::int32_t> logit_rows;  // tokens whose logits are wanted, rising
+  std::span<const std::int32_t> logit_rows;  // tokens whose logits are wanted, strictly rising
 };
 
 struct RopeTable {
@@ -153,8 +153,8 @@ class Ops {
                             std::int64_t tokens, const float* weight, float eps, const Activation& out,
                             std::span<const std::int32_t> rows = {}) = 0;
 
-  // residual[i] = residual[rows[i]] (rows of `hidden`), and the same of x and its scales, for rows that rise:
-  // tokens that nothing more is wanted of are left out of what follows. In place.
+  // Drops the tokens of which nothing more is wanted: residual[i] = residual[rows[i]] (of `hidden` columns),
+  // and the same of x and its scales, in place. `rows`: the batch's logit_rows.
   virtual void pack_rows(std::span<const std::int32_t> rows, float* residual, std::int64_t hidden,
                          const Activation& x) = 0;
 
@@ -166,7 +166,8 @@ class Ops {
 
   // In qkv [T, qkv_cols]: optional RMSNorm of every q and k head, rotary embedding (HF's half-split order),
   // then k and v are written to the cache. Norm weights are [head_dim] or null. attention() of the same
-  // tokens follows, and the GPU's may do all this itself: until then neither qkv nor the cache may be read.
+  // tokens follows, and the GPU's may do all this itself: until then neither qkv nor the cache may be read,
+  // and after it the GPU may have left qkv as it was.
   virtual void rope_and_store(bf16* qkv, const Batch& batch, const AttentionShape& shape, const float* q_norm,
                               const float* k_norm, float eps, const RopeTable& rope, const KvLayer& kv) = 0;
 

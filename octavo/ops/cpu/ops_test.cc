@@ -412,6 +412,38 @@ TEST_P(OpsTest, RmsNorm) {
   }
 }
 
+TEST_P(OpsTest, PackRows) {
+  const std::vector<std::vector<std::int32_t>> choices = {{0},    {0, 1, 2}, {4},
+                                                          {1, 4}, {0, 2, 3}, {0, 1, 2, 3, 4}};
+  for (const bool fp8 : {false, true})
+    for (const auto& rows : choices) {
+      constexpr std::int64_t kTokens = 5;
+      const std::int64_t hidden = random_.in(1, 300);
+      const std::int64_t cols = random_.in(1, 300);
+      auto residual = random_.floats(kTokens * hidden);
+      auto data = random_.values(kTokens * cols);
+      auto scales = random_.floats(kTokens * blocks_of(cols));
+      const auto old_residual = residual;
+      const auto old_data = data;
+      const auto old_scales = scales;
+      make_cpu_ops(pool_, GetParam())
+          ->pack_rows(rows, residual.data(), hidden,
+                      {data.data(), fp8 ? scales.data() : nullptr, cols, false});
+      // Row i is what rows[i] was; behind the last nothing has changed.
+      const auto expect_packed = [&](const auto& now, const auto& before, std::int64_t width, bool packed) {
+        for (std::int64_t t = 0; t < kTokens; ++t) {
+          const std::int64_t from = packed && t < std::ssize(rows) ? rows[static_cast<std::size_t>(t)] : t;
+          EXPECT_EQ(0, std::memcmp(now.data() + t * width, before.data() + from * width,
+                                   static_cast<std::size_t>(width) * sizeof(now[0])))
+              << "row " << t;
+        }
+      };
+      expect_packed(residual, old_residual, hidden, true);
+      expect_packed(data, old_data, cols, true);
+      expect_packed(scales, old_scales, blocks_of(cols), fp8);
+    }
+}
+
 TEST_P(OpsTest, SiluMul) {
   const std::int64_t cols = 333;
   const auto gate_up = random_.values(3 * (336 + cols), 8.0F);

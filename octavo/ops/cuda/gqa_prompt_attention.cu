@@ -6,7 +6,8 @@
 // of a KV head, which share the loads of its pages. Where gqa_attention.cu has four warps that take a split's
 // pages in turn, here the four turns ("streams", of up to four pages each) follow one another:
 //   S [64, 64 positions] = Q Kᵀ,   then page by page   O [64, head_dim] += P V
-// and are folded as they come.
+// and are folded as they come. Keys lie in the cache rotated; queries are normed and rotated here, on their
+// way into shared memory.
 //
 // A later token's values reach an earlier one of the same block only times zero, so that they count only if
 // they are not finite, when the model's output is not either.

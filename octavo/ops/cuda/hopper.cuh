@@ -148,7 +148,9 @@ __device__ inline void fence_shared_copies() { asm volatile("fence.proxy.async.s
 // A hint to L2 for what one block of threads reads, and nobody again before gigabytes have gone by: a step's
 // weights and pages. It is the first to make room, and what the next layer comes back to stays: code, scales,
 // block tables, results. Not for what several blocks read at about the same time: with any hint, even
-// evict_normal, they no longer share a read of L2 (docs/results/gpu-gemm.md).
+// evict_normal, they no longer share a read of L2 (docs/results/gpu-gemm.md). Pages that samples of one
+// prompt share are read by several, too, a part of all pages; what the hint does to those has not been
+// measured.
 struct ReadOnce {
   std::uint64_t policy;
   __device__ ReadOnce() { asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy)); }
@@ -165,8 +167,8 @@ __device__ inline void bulk_copy(std::uint32_t to, const void* from, std::uint32
 __device__ inline void bulk_copy(std::uint32_t to, const void* from, std::uint32_t bytes,
                                  std::uint32_t barrier, ReadOnce once) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
-      "%4;" ::"r"(to),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+      "[%3], %4;" ::"r"(to),
       "l"(from), "r"(bytes), "r"(barrier), "l"(once.policy)
       : "memory");
 }

@@ -24,13 +24,11 @@ __global__ void __launch_bounds__(kNormThreads* kRows)
     else
       asm volatile("bar.sync %0, %1;" ::"r"(1 + threadIdx.y), "r"(blockDim.x) : "memory");
   };
-  norm.run(
-      row, static_cast<int>(blockDim.x), of_warp[threadIdx.y], sync_row,
-      [&](int column, float(&d)[8]) {
-        if (delta == nullptr) return false;
-        load8(delta + token * delta_stride + column, norm.whole(column), task.cols - column, d);
-        return true;
-      });
+  norm.run(row, static_cast<int>(blockDim.x), of_warp[threadIdx.y], sync_row, [&](int column, float(&d)[8]) {
+    if (delta == nullptr) return false;
+    load8(delta + token * delta_stride + column, norm.whole(column), task.cols - column, d);
+    return true;
+  });
 }
 
 }  // namespace
@@ -48,9 +46,9 @@ void add_rms_norm(float* residual, const bf16* delta, std::int64_t delta_stride,
     launch(kernel, dim3(blocks), dim3(static_cast<unsigned>(threads), rows_of_block), 0, stream, task, delta,
            delta_stride, count);
   };
-  // As long as all rows are computed at once, two a block leave more multiprocessors free for the blocks of
-  // the GEMM behind (docs/results/gpu-engine.md).
-  const bool in_twos = count >= 32 && count <= std::int64_t{4} * multiprocessors();
+  // As long as all rows are computed at once (a multiprocessor holds one such block), two a block leave more
+  // multiprocessors free for the blocks of the GEMM behind (docs/results/gpu-engine.md).
+  const bool in_twos = count >= 32 && count <= std::int64_t{2} * multiprocessors();
   if (vectors == 1) return in_twos ? run(norm_kernel<1, 2>, 2) : run(norm_kernel<1, 1>, 1);
   if (vectors == 2) return run(norm_kernel<2, 1>, 1);
   run(norm_kernel<4, 1>, 1);

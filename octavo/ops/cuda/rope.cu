@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kWarps * 32) rope_kernel(RopeArguments a) {
     a.values[at + kv_offset(padded, place, i)] = v[i];
 }
 
-// Grid: tokens × KV heads, in groups of four threads.
+// Grid: four threads for each token and KV head, along one dimension.
 template <int kDim>
 __global__ void __launch_bounds__(kWarps * 32) store_kernel(RopeArguments a, std::int64_t tokens) {
   wait_for_previous_kernel();

@@ -32,10 +32,12 @@ struct TallShape {
   static constexpr int kScaleLanes = 64;         // threads that copy the tokens' scales
   // For so few tokens that weights are what is waited for: what matters is little code.
   static constexpr bool kShort = kPerGroup == 1 && (kSpan > 1 || kGated);
-  // Of those, where the ring is deep, so many stages of weights are under way at a time: enough to keep memory
-  // busy. With more, multiprocessors whose neighbours are idle take a larger share and are done long before
-  // the others, and whatever else is read or written meanwhile has to queue. 0: as many as the ring has.
+  // Of those, where the ring is deep, so many stages of weights are under way at a time: enough to keep
+  // memory busy. With more, multiprocessors whose neighbours are idle take a larger share and are done long
+  // before the others, and whatever else is read or written meanwhile has to queue. 0: as many as the ring
+  // has.
   static constexpr int kUnderWay = kShort && kGated ? 2 : 0;
+  static_assert(kUnderWay <= kMinStages);  // a ring of fewer would wait for a stage that it has not begun
   // See GemmShape of gemm_kernel.cuh.
   static constexpr int kMultiplyRegisters = 224;
   static constexpr int kCopyRegisters = 56;
