@@ -161,16 +161,23 @@ void sampling() {
 
 void attention() {
   const AttentionShape shape{32, 8, 128, 0, 4096, 5120, 6144};
-  for (const auto& [sequences, context] : std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 384},
-                                                                                             {1, 4096},
-                                                                                             {16, 384},
-                                                                                             {16, 4096},
-                                                                                             {64, 384},
-                                                                                             {64, 1024},
-                                                                                             {64, 4096},
-                                                                                             {256, 180},
-                                                                                             {256, 1024},
-                                                                                             {256, 4096}}) {
+  struct Contexts {
+    std::int64_t sequences, context;
+    std::int64_t shared = 0;  // positions that eight sequences share, as samples of one prompt do
+  };
+  for (const auto& [sequences, context, shared] : {Contexts{1, 384},
+                                                   {1, 4096},
+                                                   {16, 384},
+                                                   {16, 4096},
+                                                   {16, 1024, 512},
+                                                   {64, 384},
+                                                   {64, 1024},
+                                                   {64, 1024, 512},
+                                                   {64, 4096},
+                                                   {256, 180},
+                                                   {256, 1024},
+                                                   {256, 1024, 512},
+                                                   {256, 4096}}) {
     const std::int64_t padded_context = (context + 15) / 16 * 16;
     const KvGeometry geometry{sequences * padded_context / 16, 8, 128};
     const auto keys = random_values(geometry.layer_bytes());
@@ -179,6 +186,9 @@ void attention() {
     std::vector<std::int32_t> blocks(static_cast<std::size_t>(geometry.num_blocks));
     for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<std::int32_t>(i);
     std::shuffle(blocks.begin(), blocks.end(), std::mt19937(std::random_device{}()));
+    const std::int64_t blocks_each = padded_context / 16;
+    for (std::int64_t s = 0; s < sequences; ++s)
+      std::copy_n(blocks.begin() + s / 8 * 8 * blocks_each, shared / 16, blocks.begin() + s * blocks_each);
     std::vector<std::int32_t> positions;
     std::vector<std::int32_t> slots;
     std::vector<std::int32_t> starts;
@@ -203,8 +213,10 @@ void attention() {
     const DeviceBuffer scales(static_cast<std::size_t>(sequences) * 32 * 4);
     const cuda::HeadRotation rotation{
         .table = {rope.data<float>(), rope.data<float>() + padded_context * 64}};
-    row(fmt::format("rope, cache write and attention of a decode + quantize, context {}", padded_context),
-        sequences, 2.0 * static_cast<double>(geometry.layer_bytes()), time_us(4, [&](int) {
+    const double read_once = 1.0 - static_cast<double>(shared) / static_cast<double>(padded_context) * 7 / 8;
+    row(fmt::format("rope, cache write and attention of a decode + quantize, context {}{}", padded_context,
+                    shared == 0 ? "" : fmt::format(", {} shared by 8", shared)),
+        sequences, 2.0 * static_cast<double>(geometry.layer_bytes()) * read_once, time_us(4, [&](int) {
           cuda::attention(qkv.data<bf16>(), batch, shape, rotation, kv,
                           {out.data<bf16>(), scales.data<float>(), 4096, false}, nullptr, stream);
         }));
