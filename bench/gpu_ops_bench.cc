@@ -188,7 +188,8 @@ void attention() {
     std::shuffle(blocks.begin(), blocks.end(), std::mt19937(std::random_device{}()));
     const std::int64_t blocks_each = padded_context / 16;
     for (std::int64_t s = 0; s < sequences; ++s)
-      std::copy_n(blocks.begin() + s / 8 * 8 * blocks_each, shared / 16, blocks.begin() + s * blocks_each);
+      if (const std::int64_t first = s / 8 * 8; s != first)
+        std::copy_n(blocks.begin() + first * blocks_each, shared / 16, blocks.begin() + s * blocks_each);
     std::vector<std::int32_t> positions;
     std::vector<std::int32_t> slots;
     std::vector<std::int32_t> starts;

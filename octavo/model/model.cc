@@ -131,18 +131,18 @@ const float* Model::compute(Ops& ops, const Batch& batch, std::span<const KvLaye
       between.attention_in = activation_for(next.qkv);
     }
     ops.attention(wide_, batch, shape, kv[i], between.attended);
-    if (i + 1 < kv.size()) {
-      ops.between_attentions(between, tokens);
-      continue;
+    std::int64_t rows = tokens;
+    if (i + 1 == kv.size()) {
+      // The cache is complete: of what is left only the tokens whose logits are wanted matter.
+      rows = logit_rows;
+      if (rows == 0) return nullptr;
+      if (rows < tokens) {
+        assert(std::adjacent_find(batch.logit_rows.begin(), batch.logit_rows.end(), std::greater_equal<>()) ==
+               batch.logit_rows.end());
+        ops.pack_rows(batch.logit_rows, residual_, spec_.hidden_size, between.attended);
+      }
     }
-    // The cache is complete: of what is left only the tokens whose logits are wanted matter.
-    if (logit_rows == 0) return nullptr;
-    if (logit_rows < tokens) {
-      assert(std::adjacent_find(batch.logit_rows.begin(), batch.logit_rows.end(), std::greater_equal<>()) ==
-             batch.logit_rows.end());
-      ops.pack_rows(batch.logit_rows, residual_, spec_.hidden_size, between.attended);
-    }
-    ops.between_attentions(between, logit_rows);
+    ops.between_attentions(between, rows);
   }
 
   const Activation last = activation_for(weights_.lm_head());

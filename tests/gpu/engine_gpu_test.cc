@@ -107,6 +107,7 @@ TEST(GpuEngine, OperationsFollowTheCpus) {
       for (Traced* side : {&cpu, &gpu}) {
         side->run(first, 0, 1);
         side->run(second, 30, 3);
+        side->run(second, 30, 1);
       }
       ASSERT_EQ(cpu.trace.entries.size(), gpu.trace.entries.size());
       std::map<std::string, std::pair<double, double>> worst;  // largest distance, and the last

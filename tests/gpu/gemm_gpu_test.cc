@@ -196,8 +196,9 @@ TEST_F(GpuGemm, GatedIsTheLinearLayerAndThenSilu) {
     for (const cuda::TallKernel& kernel : cuda::kTallGatedKernels)
       for (int cluster = 1; cluster <= cuda::kMaxCluster; ++cluster) {
         cuda::GemmPlan plan = cuda::tall_plan(kernel, cluster);
-        plan.weight_stages = plan.token_stages =
-            static_cast<int>(random_.in(cuda::kMinStages, plan.weight_stages));
+        if (round % 2 != 0)
+          plan.weight_stages = plan.token_stages =
+              static_cast<int>(random_.in(cuda::kMinStages, plan.weight_stages));
         expect_bits(
             fmt::format("{} tokens, cluster {}, {} stages", kernel.tokens, cluster, plan.weight_stages),
             [&](const cuda::Fp8Gemm& gemm, const Activation& got) {

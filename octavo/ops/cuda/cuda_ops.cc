@@ -10,8 +10,6 @@
 #include "octavo/base/error.h"
 #include "octavo/ops/cuda/bf16_gemm.h"
 #include "octavo/ops/cuda/gemm.h"
-#include "octavo/ops/cuda/gemm_launch.h"
-#include "octavo/ops/cuda/gemm_plan.h"
 #include "octavo/ops/cuda/plain_linear.h"
 
 namespace octavo::cuda {

@@ -4,6 +4,7 @@
 
 #include "octavo/ops/cuda/gemm_launch.h"
 #include "octavo/quant/block_scaling.h"
+#include "octavo/quant/cuda/device.h"
 
 namespace octavo::cuda {
 

@@ -150,15 +150,5 @@ void launch_planned<BF16>(const GemmTask& task, const GemmPlan& plan, bool early
                                          : launch_gemm<BF16, 128, 2, 2>;
   run(task, plan.shared_bytes(), early, stream);
 }
-int multiprocessors() {
-  static const int count = [] {
-    int device = 0;
-    int value = 0;
-    check(cudaGetDevice(&device), "device");
-    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-    return value;
-  }();
-  return count;
-}
 
 }  // namespace octavo::cuda

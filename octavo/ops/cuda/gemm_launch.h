@@ -31,6 +31,4 @@ GemmTask gemm_task(const GemmOperands& operands, const GemmPlan& plan);
 template <typename Element>
 void launch_planned(const GemmTask& task, const GemmPlan& plan, bool early, cudaStream_t stream);
 
-int multiprocessors();
-
 }  // namespace octavo::cuda

@@ -57,12 +57,24 @@ struct TileOrder {
     const bool along_tokens = task.shares_weights;
     visit(along_tokens ? row : row * task.cluster + rank, along_tokens ? token * task.cluster + rank : token);
   }
-  // Whether each weight is read by one block only, or by one cluster.
-  __device__ bool reads_weights_once() const { return task.token_items == 1; }
-
   template <typename Visit>
   __device__ void for_each(const Visit& visit) const {
     for (int item = first(); item < count(); item += step()) tile(item, visit);
+  }
+};
+
+// Copies a box of weights as copy_box() does: with the hint, where one block only reads each.
+struct WeightCopy {
+  const GemmTask& task;
+  const bool reads_once;
+  const ReadOnce once{};
+
+  __device__ explicit WeightCopy(const GemmTask& task) : task(task), reads_once(task.token_items == 1) {}
+  __device__ void operator()(std::uint32_t to, int column, int row, std::uint32_t barrier) const {
+    if (reads_once)
+      copy_box(to, task.weight_map, column, row, barrier, once);
+    else
+      copy_box(to, task.weight_map, column, row, barrier);
   }
 };
 
@@ -184,11 +196,9 @@ struct Rings {
   template <int kColumns>
   __device__ void stream_weights(const GemmTask& task) const {
     prefetch_map(task.weight_map);
-    const ReadOnce once;
-    const TileOrder order{task};
-    const bool reads_once = order.reads_weights_once();
+    const WeightCopy copy(task);
     RingPlace at;
-    order.for_each([&](int row_tile, int) {
+    TileOrder{task}.for_each([&](int row_tile, int) {
       for (int stage = 0; stage < task.stages; ++stage, at.advance(task.weight_stages)) {
         const std::uint32_t full = weight_full + 8 * at.stage;
         wait(weight_empty + 8 * at.stage, at.parity ^ 1);
@@ -197,10 +207,7 @@ struct Rings {
         for (int i = 0; i < kSpan; ++i) {
           const std::uint32_t to = weights + at.stage * weight_bytes + i * weight_step;
           const int column = (stage * kSpan + i) * kColumns;
-          if (reads_once)
-            copy_box(to, task.weight_map, column, row_tile * task.rows, full, once);
-          else
-            copy_box(to, task.weight_map, column, row_tile * task.rows, full);
+          copy(to, column, row_tile * task.rows, full);
         }
       }
     });

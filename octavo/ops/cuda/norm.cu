@@ -1,5 +1,4 @@
 // Residual add, RMSNorm and quantization in one pass: one block of threads a row, or two.
-#include "octavo/ops/cuda/gemm_launch.h"
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/ops/cuda/norm_row.cuh"
 #include "octavo/quant/cuda/device.h"

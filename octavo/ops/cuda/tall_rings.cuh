@@ -161,8 +161,7 @@ struct TallRing {
     prefetch_map(task.weight_map);
     if constexpr (!Shape::kGated) prefetch_map(task.y_map);  // its first use is when all else is done
     const auto rank = static_cast<int>(rank_in_cluster());
-    const ReadOnce once;
-    const bool reads_once = TileOrder{task}.reads_weights_once();
+    const WeightCopy copy_own(task);
     RingPlace landing;  // the stage kUnderWay before
     int begun = 0;
     for_each_stage(task, [&](std::uint32_t stage, int step, int row_tile, int) {
@@ -176,12 +175,7 @@ struct TallRing {
       for (int i = 0; i < Shape::kSpan; ++i) {
         const std::uint32_t to = weights(stage) + i * Shape::kWeightStep;
         const int column = (step + i) * kStepBytes;
-        const auto to_own = [&](std::uint32_t part, int of) {
-          if (reads_once)
-            copy_box(part, task.weight_map, column, of, barrier, once);
-          else
-            copy_box(part, task.weight_map, column, of, barrier);
-        };
+        const auto to_own = [&](std::uint32_t part, int of) { copy_own(part, column, of, barrier); };
         if constexpr (Shape::kGated) {
           const auto bring = [&](int part, const auto& copy) {
             copy(to + static_cast<std::uint32_t>(part * Shape::kRows) * kStepBytes,

@@ -9,6 +9,17 @@ void check(cudaError_t status, const char* what) {
   fail_system("CUDA: {} failed: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status));
 }
 
+int multiprocessors() {
+  static const int count = [] {
+    int device = 0;
+    int value = 0;
+    check(cudaGetDevice(&device), "device");
+    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
+    return value;
+  }();
+  return count;
+}
+
 DeviceBuffer::DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
   const cudaError_t status = cudaMalloc(&data_, bytes);

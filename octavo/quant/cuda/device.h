@@ -15,6 +15,9 @@ namespace octavo::cuda {
 // Throws SystemError with CUDA's own words when `status` is not success.
 void check(cudaError_t status, const char* what);
 
+// Of the current device, which stays the same for the process.
+int multiprocessors();
+
 // Device memory. Throws SystemError (with the arithmetic) when the device has no room.
 class DeviceBuffer {
  public:
