@@ -1,7 +1,7 @@
 // The FP8 GEMM on the shapes of Llama-3.1-8B: random codes, weights rotated so that together they are several
 // times the L2 cache, a CUDA graph of all launches replayed, median of the replays. Prints Markdown.
 //
-//   gemm_gpu_bench table | chain | gated [M ...] | tune [M ...]
+//   gemm_gpu_bench table [M ...] | load [M ...] | chain | gated [M ...] | tune [M ...]
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -112,6 +112,33 @@ class Bench {
   // One layer over rotated weights, as the peers' benchmark does.
   double layer_us(const Layer& layer, std::int64_t tokens, const GemmPlan* plan = nullptr) {
     return rotated_us(layer, tokens, [&](const Fp8Gemm& g) { launch(g, plan); });
+  }
+  // The same after a second of nothing else, by the wall clock of the next.
+  double loaded_us(const Layer& layer, std::int64_t tokens) {
+    using Clock = std::chrono::steady_clock;
+    const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
+    const std::size_t sets = std::min(kPool / bytes, std::size_t{24});
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal), "capture");
+    for (std::size_t i = 0; i < sets; ++i) launch(gemm(layer, tokens, i * bytes), nullptr);
+    check(cudaStreamEndCapture(stream_, &graph), "capture");
+    check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+    const auto seconds_of = [&](int& launches) {
+      const auto begin = Clock::now();
+      std::chrono::duration<double> passed{};
+      for (launches = 0; passed.count() < 1; passed = Clock::now() - begin) {
+        for (int i = 0; i < 4; ++i, ++launches) check(cudaGraphLaunch(exec, stream_), "graph launch");
+        check(cudaStreamSynchronize(stream_), "replay");
+      }
+      return passed.count();
+    };
+    int launches = 0;
+    seconds_of(launches);
+    const double us = seconds_of(launches) * 1e6 / (static_cast<double>(sets) * launches);
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    return us;
   }
   // gate|up and then SiLU and quantization of its results, or by `plan` both at once.
   double gated_us(std::int64_t tokens, const GemmPlan* plan) {
@@ -229,11 +256,12 @@ class Bench {
   std::unique_ptr<cuda::ChainState> state_ = cuda::ChainState::claim();
 };
 
-void table(Bench& bench) {
+void table(Bench& bench, std::vector<std::int64_t> tokens) {
+  if (tokens.empty()) tokens = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 8192};
   fmt::print(
       "| M | qkv | o | gate_up | down | sum | TFLOPS of the four "
       "|\n|---|---|---|---|---|---|---|\n");
-  for (const std::int64_t m : {1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 8192}) {
+  for (const std::int64_t m : tokens) {
     std::string cells;
     double sum = 0;
     double flops = 0;
@@ -244,6 +272,21 @@ void table(Bench& bench) {
       flops += 2.0 * static_cast<double>(m * layer.out * layer.in);
     }
     fmt::print("| {} |{} {:.1f} | {:.0f} |\n", m, cells, sum, flops / sum / 1e6);
+  }
+}
+
+// Under the power limit: each layer for two seconds, of which the second is measured.
+void load(Bench& bench, std::vector<std::int64_t> tokens) {
+  if (tokens.empty()) tokens = {256, 8192};
+  fmt::print("| M | qkv | o | gate_up | down | TFLOPS, each |\n|---|---|---|---|---|---|\n");
+  for (const std::int64_t m : tokens) {
+    std::string cells, rates;
+    for (const Layer& layer : kLayers) {
+      const double us = bench.loaded_us(layer, m);
+      cells += fmt::format(" {:.1f} |", us);
+      rates += fmt::format(" {:.0f}", 2.0 * static_cast<double>(m * layer.out * layer.in) / us / 1e6);
+    }
+    fmt::print("| {} |{} {} |\n", m, cells, rates);
   }
 }
 
@@ -289,7 +332,7 @@ void tune(Bench& bench, std::vector<std::int64_t> tokens) {
       if (m <= 16) row(cuda::plan_narrow_gemm(layer.out, m));
       for (const cuda::TallKernel& kernel : cuda::kTallKernels)
         if (kernel.tokens <= std::max<std::int64_t>(m, 64) && (m < 512 || kernel.rows >= 96))
-          for (int cluster = 1; cluster <= (m >= 1024 ? cuda::kMaxCluster : 1); ++cluster)
+          for (int cluster = 1; cluster <= (m >= 512 ? cuda::kMaxCluster : 1); ++cluster)
             row(cuda::tall_plan(kernel, cluster));
     }
 }
@@ -300,14 +343,15 @@ int run_bench(const std::vector<std::string>& arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   Bench bench;
   const std::string what = arguments.empty() ? "" : arguments[0];
-  if (what == "table") return table(bench), 0;
   if (what == "chain") return chain(bench), 0;
-  if (what == "gated" || what == "tune") {
+  if (what == "table" || what == "gated" || what == "tune" || what == "load") {
     std::vector<std::int64_t> tokens;
     for (std::size_t i = 1; i < arguments.size(); ++i) tokens.push_back(std::stoll(arguments[i]));
-    return (what == "tune" ? tune : gated)(bench, tokens), 0;
+    const auto run = what == "table" ? table : what == "load" ? load : what == "tune" ? tune : gated;
+    return run(bench, tokens), 0;
   }
-  fmt::print(stderr, "usage: gemm_gpu_bench table | chain | gated [M ...] | tune [M ...]\n");
+  fmt::print(stderr,
+             "usage: gemm_gpu_bench table [M ...] | load [M ...] | chain | gated [M ...] | tune [M ...]\n");
   return 2;
 }
 

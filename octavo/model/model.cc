@@ -77,9 +77,9 @@ Model::Layout Model::lay_out(std::int64_t max_tokens, std::int64_t max_logit_row
   at.wide = place(max_tokens * wide * 2);
   const std::int64_t inputs = std::max(max_tokens, Activation::kLeastTokens);
   at.activation = place(inputs * widest_input * 2);
-  at.activation_scales = place(max_tokens * blocks_of(widest_input) * 4);
+  at.activation_scales = place(max_tokens * scale_pitch(widest_input) * 4);
   at.gated = place(inputs * gated * 2);
-  at.gated_scales = place(max_tokens * blocks_of(gated) * 4);
+  at.gated_scales = place(max_tokens * scale_pitch(gated) * 4);
   at.logits = place(max_logit_rows * logits_stride() * 4);
   return at;
 }

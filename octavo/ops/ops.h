@@ -52,7 +52,7 @@ struct Activation {
   static constexpr std::int64_t kLeastTokens = 16;
 
   bf16* data = nullptr;     // [T, cols]
-  float* scales = nullptr;  // [T, ceil(cols/128)]; null: plain bf16
+  float* scales = nullptr;  // [T, ceil(cols/128)], on the GPU [T, scale_pitch(cols)]; null: plain bf16
   std::int64_t cols = 0;
   bool pow2 = false;
 };

@@ -8,6 +8,9 @@ namespace octavo {
 // Weights are scaled in kBlock × kBlock blocks over [out, in], activations in 1 × kBlock groups along `in`.
 inline constexpr std::int64_t kBlock = 128;
 constexpr std::int64_t blocks_of(std::int64_t elements) { return (elements + kBlock - 1) / kBlock; }
+// On the GPU a row's scales of activations are so many floats apart: whole multiples of 16 bytes, which its
+// copies ask for. What lies between is undefined.
+constexpr std::int64_t scale_pitch(std::int64_t cols) { return (cols + 4 * kBlock - 1) / (4 * kBlock) * 4; }
 
 enum class ScaleFormula {
   kDivide,  // scale = amax / 448, multiplier = 1 / scale

@@ -141,7 +141,7 @@ class GpuAttention : public testing::Test {
       Activation target = out.view;
       if (target.scales != nullptr) {  // codes are bytes
         target.data = reinterpret_cast<bf16*>(out.data.data<std::uint8_t>() + begin * cols);
-        target.scales += begin * blocks_of(cols);
+        target.scales += begin * scale_pitch(cols);
       } else {
         target.data += begin * cols;
       }

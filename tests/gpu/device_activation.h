@@ -24,12 +24,23 @@ inline constexpr double kBf16Step = 0x1p-7;  // the largest relative distance of
 struct DeviceActivation {
   DeviceActivation(std::int64_t rows, std::int64_t cols, bool fp8, bool pow2)
       : data(cuda::to_device(std::vector<bf16>(static_cast<std::size_t>(rows * cols), kPoison))),
-        scales(cuda::to_device(std::vector<float>(static_cast<std::size_t>(rows * blocks_of(cols)), NAN))),
+        scales(cuda::to_device(std::vector<float>(static_cast<std::size_t>(rows * scale_pitch(cols)), NAN))),
         view{data.data<bf16>(), fp8 ? scales.data<float>() : nullptr, cols, pow2} {}
   cuda::DeviceBuffer data;
   cuda::DeviceBuffer scales;
   Activation view;
 };
+
+// The rows of scales that the device has a pitch apart, one after the other.
+inline std::vector<float> dense_scales(const cuda::DeviceBuffer& padded, std::int64_t rows,
+                                       std::int64_t cols) {
+  const auto all = cuda::to_host<float>(padded);
+  std::vector<float> scales;
+  for (std::int64_t row = 0; row < rows; ++row)
+    scales.insert(scales.end(), all.begin() + row * scale_pitch(cols),
+                  all.begin() + row * scale_pitch(cols) + blocks_of(cols));
+  return scales;
+}
 
 // A fused kernel must give the bits that quantizing its own bf16 result gives.
 inline void expect_quantized(const DeviceActivation& fp8, const std::vector<bf16>& plain, std::int64_t cols) {
@@ -41,9 +52,7 @@ inline void expect_quantized(const DeviceActivation& fp8, const std::vector<bf16
   auto codes = cuda::to_host<std::uint8_t>(fp8.data);
   codes.resize(want.size());  // the buffer has room for bf16
   EXPECT_EQ(codes, want);
-  auto scales = cuda::to_host<float>(fp8.scales);
-  scales.resize(want_scales.size());  // and for padding
-  EXPECT_EQ(scales, want_scales);
+  EXPECT_EQ(dense_scales(fp8.scales, rows, cols), want_scales);
 }
 
 }  // namespace octavo

@@ -138,7 +138,7 @@ TEST_F(GpuOps, PackRows) {
     auto residual = random_.floats(tokens * hidden);
     std::vector<std::uint8_t> data(static_cast<std::size_t>(tokens * cols * (fp8 ? 1 : 2)));
     for (auto& byte : data) byte = static_cast<std::uint8_t>(random_.in(0, 255));
-    auto scales = random_.floats(tokens * blocks_of(cols));
+    auto scales = random_.floats(tokens * scale_pitch(cols));
     const auto device_rows = to_device(rows);
     const auto device_residual = to_device(residual);
     const auto device_data = to_device(data);
@@ -153,7 +153,7 @@ TEST_F(GpuOps, PackRows) {
     };
     pack(residual, hidden);
     pack(data, cols * (fp8 ? 1 : 2));
-    if (fp8) pack(scales, blocks_of(cols));
+    if (fp8) pack(scales, scale_pitch(cols));
     EXPECT_EQ(to_host<float>(device_residual), residual);
     EXPECT_EQ(to_host<std::uint8_t>(device_data), data);
     EXPECT_EQ(to_host<float>(device_scales), scales);

@@ -10,6 +10,7 @@
 #include "octavo/quant/cuda/activation_quantizer.h"
 #include "octavo/quant/cuda/weight_quantizer.h"
 #include "octavo/quant/weight_quantizer.h"
+#include "tests/gpu/device_activation.h"
 #include "tests/gpu/gpu_random.h"
 
 namespace octavo {
@@ -181,10 +182,11 @@ TEST(GpuQuantizer, ActivationsHaveTheCpusBits) {
 
     const DeviceBuffer input = to_device(x);
     const DeviceBuffer codes = to_device(std::vector<std::uint8_t>(x.size(), 0xcd));
-    const DeviceBuffer scales = to_device(std::vector<float>(groups, -7.0F));
+    const DeviceBuffer scales =
+        to_device(std::vector<float>(static_cast<std::size_t>(rows * scale_pitch(cols)), -7.0F));
     cuda::quantize_activations(input.data<bf16>(), rows, cols, options.pow2, codes.data<std::uint8_t>(),
                                scales.data<float>(), nullptr);
-    const auto got_scales = to_host<float>(scales);
+    const auto got_scales = dense_scales(scales, rows, cols);
     ASSERT_EQ(to_host<std::uint8_t>(codes), want) << "seed " << random.seed() << " round " << round;
     ASSERT_EQ(std::memcmp(got_scales.data(), want_scales.data(), groups * sizeof(float)), 0)
         << "seed " << random.seed() << " round " << round;

@@ -95,11 +95,11 @@ class TraceOps final : public Ops {
   }
   void keep_activation(const char* what, const Activation& x, std::int64_t rows) {
     if (x.scales == nullptr) return keep_bf16(what, x.data, rows * x.cols);
-    const std::int64_t groups = (x.cols + kBlock - 1) / kBlock;
-    const auto scales = fetch<float>(x.scales, rows * groups);
+    const std::int64_t pitch = codes_ ? scale_pitch(x.cols) : blocks_of(x.cols);
+    const auto scales = fetch<float>(x.scales, rows * pitch);
     Entry entry{std::string(what) + " fp8", {}};
     const auto scale = [&](std::int64_t i) {
-      return scales[static_cast<std::size_t>(i / x.cols * groups + i % x.cols / kBlock)];
+      return scales[static_cast<std::size_t>(i / x.cols * pitch + i % x.cols / kBlock)];
     };
     if (codes_) {
       const auto codes = fetch<std::uint8_t>(x.data, rows * x.cols);

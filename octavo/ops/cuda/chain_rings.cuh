@@ -177,7 +177,7 @@ struct ChainMemory {
     float held[kTokens];
 #pragma unroll
     for (int t = 0; t < kTokens; ++t)
-      if (t < task.tokens) held[t] = __ldcg(from + t * link.steps);
+      if (t < task.tokens) held[t] = __ldcg(from + t * link.scale_pitch);
 #pragma unroll
     for (int t = 0; t < kTokens; ++t)
       if (t < task.tokens) to[scale_place<kTokens>(t)] = held[t];

@@ -36,8 +36,9 @@ struct ChainTask {
     int cols;
     LinkKind kind;
     bool pow2;
-    bool whole;      // K is a multiple of 128: a copy brings a stage
-    int out, steps;  // N, and 128-column blocks of K
+    bool whole;       // K is a multiple of 128: a copy brings a stage
+    int out, steps;   // N, and 128-column blocks of K
+    int scale_pitch;  // of token_scales
     int rows, box_rows;
     int tiles;
     int span;   // steps of a stage

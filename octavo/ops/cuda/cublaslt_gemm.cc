@@ -132,8 +132,8 @@ class CublasLt::State {
     check(cudaMemcpyAsync(codes_.data(), g.x + whole * g.in, static_cast<std::size_t>(rest * g.in),
                           cudaMemcpyDeviceToDevice, stream),
           "last tokens");
-    multiply(g, weight_scales, codes_.data<std::uint8_t>(), g.x_scales + whole * blocks, rest, kTokenStep,
-             result_.data<bf16>(), stride, stream);
+    multiply(g, weight_scales, codes_.data<std::uint8_t>(), g.x_scales + whole * scale_pitch(g.in), rest,
+             kTokenStep, result_.data<bf16>(), stride, stream);
     check(
         cudaMemcpy2DAsync(g.y + whole * g.y_stride, static_cast<std::size_t>(g.y_stride) * 2, result_.data(),
                           static_cast<std::size_t>(stride) * 2, static_cast<std::size_t>(g.out) * 2,
@@ -148,7 +148,8 @@ class CublasLt::State {
   void multiply(const Fp8Gemm& g, const float* weight_scales, const std::uint8_t* x, const float* x_scales,
                 std::int64_t scaled_tokens, std::int64_t tokens, bf16* y, std::int64_t y_stride,
                 cudaStream_t stream) {
-    transpose_scales(x_scales, scaled_tokens, blocks_of(g.in), scales_.data<float>(), tokens, stream);
+    transpose_scales(x_scales, scaled_tokens, blocks_of(g.in), scale_pitch(g.in), scales_.data<float>(),
+                     tokens, stream);
     cublasLtMatmulDesc_t made = nullptr;
     lt_check(lt().MatmulDescCreate(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul description");
     const Description description(made);

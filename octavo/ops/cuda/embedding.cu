@@ -105,7 +105,7 @@ void pack_rows(const std::int32_t* rows, std::int64_t count, float* residual, st
   pack(residual, hidden * static_cast<std::int64_t>(sizeof(float)));
   const bool fp8 = x.scales != nullptr;
   pack(x.data, x.cols * static_cast<std::int64_t>(fp8 ? 1 : sizeof(bf16)));
-  if (fp8) pack(x.scales, blocks_of(x.cols) * static_cast<std::int64_t>(sizeof(float)));
+  if (fp8) pack(x.scales, scale_pitch(x.cols) * static_cast<std::int64_t>(sizeof(float)));
 }
 
 void copy_from_pinned(void* to, const void* pinned, std::size_t bytes, cudaStream_t stream) {

@@ -44,6 +44,7 @@ void set_gemm(Link& link, const Fp8Gemm& g, std::int64_t tokens, const void* y, 
   link.bias = g.bias;
   link.out = static_cast<int>(g.out);
   link.steps = steps_of(g.in);
+  link.scale_pitch = static_cast<int>(scale_pitch(g.in));
   link.tiles = link.parts = static_cast<int>(g.out + link.rows - 1) / link.rows;
 }
 void set_result(Link& link, const Activation& result) {

@@ -262,7 +262,7 @@ struct ChainComputer {
     const std::int64_t cols = link.out / 2;
     *reinterpret_cast<uint2*>(link.gated + token * cols + tile * kGatedRows + column) =
         e4m3x8(g, scale.multiplier);
-    if (column == 0) link.gated_scales[token * blocks_of(cols) + tile] = scale.scale;
+    if (column == 0) link.gated_scales[token * scale_pitch(cols) + tile] = scale.scale;
   }
 
   __device__ static void sync_adders() { asm volatile("bar.sync 2, 128;" ::: "memory"); }

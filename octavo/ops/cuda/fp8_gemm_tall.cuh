@@ -92,7 +92,7 @@ struct TallMultiplier {
   StageRelease release;
   Stage at, next;                // which is multiplied, and the one after it
   bool ready = false;            // the one after it is there
-  std::uint32_t scale_step = 0;  // of the scales' ring, from the kernel's beginning
+  std::uint32_t scale_step = 0;  // of the boxes of scales, from the kernel's beginning
   Sums sums[kPerGroup];
   int row;  // the warpgroup's first
   RowScales<Shape::kRowScales> row_scales;
@@ -127,6 +127,7 @@ struct TallMultiplier {
 #pragma unroll
       for (int i = 0; i < kRows / 2; ++i) sums[t][i] = 0;
     row_scales.begin_tile(task);
+    scale_step = (scale_step + kScaleBoxSteps - 1) / kScaleBoxSteps * kScaleBoxSteps;
   }
 
   __device__ Stage stage_at(RingPlace place) const {
@@ -173,17 +174,13 @@ struct TallMultiplier {
   };
   template <int kSplit>
   __device__ void read_scales(Scales<kSplit>& read, int tile, int first) {
-    const std::uint32_t stage = scale_step / kTallScaleSteps % kScaleStages;
-    if (tile == 0) {
-      if (first % kTallScaleSteps == 0)
-        wait(ring.scales.full + 8 * stage, scale_step / (kTallScaleSteps * kScaleStages) % 2);
-      if (kSplit != 0 && first % 32 == 0) row_scales.template hold<kEnds<kSplit>>(first, task.steps, lane);
-    }
-    const float* const token_scales = ring.scales.of_step(scale_step) + token(tile) * 4;
+    if (kSplit != 0 && tile == 0 && first % 32 == 0)
+      row_scales.template hold<kEnds<kSplit>>(first, task.steps, lane);
+    const float* const token_scales = ring.scales.of_step(scale_step) + token(tile) * kScaleBoxSteps;
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
       const float low = token_scales[i];
-      const float high = token_scales[i + 32];
+      const float high = token_scales[8 * kScaleBoxSteps + i];
 #pragma unroll
       for (int end = 0; end < kEnds<kSplit>; ++end) {
         float weight = 1.0F;
@@ -192,14 +189,10 @@ struct TallMultiplier {
         read.high[i][end] = __fmul_rn(high, weight);
       }
     }
-    if (tile < kPerGroup - 1) return;
-    const std::uint32_t read_so_far = scale_step % kTallScaleSteps + kSpan;
-    const bool done = read_so_far == kTallScaleSteps || first + kSpan == task.stages * kSpan;
-    if (done) {
-      __syncwarp();
-      if (lane == 0) arrive(ring.scales.empty + 8 * stage);
+    if (tile == kPerGroup - 1) {
+      __syncwarp();  // all lanes have read them before one of them says so for all
+      scale_step += kSpan;
     }
-    scale_step += done ? kTallScaleSteps - (read_so_far - kSpan) : kSpan;
   }
   // sums += block sums · scales, step by step in rising order.
   template <int kSplit>
@@ -343,14 +336,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     if (role == 0) {
       if (lane == 0) ring.stream_weights(task);
     } else if (role == 1) {
+      if (lane == 0) prefetch_map(task.token_map), prefetch_map(task.scale_map);
       wait_for_previous_kernel();
       if (lane == 0) {
         let_next_kernel_start();
         ring.stream_tokens(task);
       }
-    } else {
-      wait_for_previous_kernel();
-      ring.scales.template stream<Shape::kScaleLanes>(task, (role - 2) * 32 + lane);
     }
   } else {
     if constexpr (Shape::kGroups > 1) take_registers<Shape::kMultiplyRegisters>();

@@ -20,6 +20,7 @@ void run(const Fp8Gemm& g, const GemmPlan& plan, const Activation* gated, cudaSt
                               .in = g.in,
                               .weight = g.weight,
                               .x = g.x,
+                              .x_scales = g.x_scales,
                               .y = gated == nullptr ? g.y : gated->data,
                               .y_stride = gated == nullptr ? g.y_stride : g.out};
   check_operands(operands);
@@ -27,7 +28,10 @@ void run(const Fp8Gemm& g, const GemmPlan& plan, const Activation* gated, cudaSt
   GemmTask task = gemm_task(operands, plan);
   task.weight_scales = g.weight_scales;
   task.scale_rows = g.scale_rows;
-  task.token_scales = g.x_scales;
+  if (plan.tall)
+    task.scale_map = scale_map(g.x_scales, g.tokens, g.in, task.scale_box);
+  else
+    task.token_scales = g.x_scales;
   task.bias = g.bias;
   task.y = g.y;
   if (gated != nullptr) {

@@ -24,7 +24,7 @@ struct Fp8Gemm {
   const float* weight_scales = nullptr;      // [scale rows, blocks_of(in)]
   const std::int32_t* scale_rows = nullptr;  // [out / 16]: each 16 weight rows' row of weight_scales
   const std::uint8_t* x = nullptr;           // [tokens, in] E4M3, dense, aligned to 16 bytes
-  const float* x_scales = nullptr;           // [tokens, blocks_of(in)]
+  const float* x_scales = nullptr;           // [tokens, scale_pitch(in)], aligned to 16 bytes
   const float* bias = nullptr;               // [out] or null
   bf16* y = nullptr;                         // [tokens, y_stride], aligned to 16 bytes
   std::int64_t y_stride = 0;                 // >= out, a multiple of 8

@@ -46,8 +46,11 @@ CUtensorMap encode(const void* data, int element_bytes, const cuuint64_t (&sizes
   cuuint32_t steps[kDims];
   std::fill_n(steps, kDims, 1);
   const CUresult status = encode_tiled()(
-      &map, element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kDims,
-      const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      &map,
+      element_bytes == 1   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+      : element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                           : CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+      kDims, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
       swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
@@ -73,6 +76,12 @@ CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, s
                    {static_cast<cuuint64_t>(cols * element_bytes)},
                    {static_cast<cuuint32_t>(kStepBytes / element_bytes), static_cast<cuuint32_t>(box_rows)});
 }
+CUtensorMap scale_map(const float* scales, std::int64_t tokens, std::int64_t cols, int box_tokens) {
+  return encode<2>(scales, sizeof(float),
+                   {static_cast<cuuint64_t>(blocks_of(cols)), static_cast<cuuint64_t>(tokens)},
+                   {static_cast<cuuint64_t>(scale_pitch(cols)) * sizeof(float)},
+                   {kScaleBoxSteps, static_cast<cuuint32_t>(box_tokens)}, false);
+}
 CUtensorMap stage_map(const void* data, std::int64_t rows, std::int64_t cols, int box_rows, int box_steps) {
   return encode<3>(data, 1,
                    {kStepBytes, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(cols / kStepBytes)},
@@ -90,13 +99,14 @@ void check_operands(const GemmOperands& g) {
         "{} linear layer [{}, {}]: rows of the result are {} apart; it must be a multiple of 8 and at least "
         "{}",
         g.kind, g.out, g.in, g.y_stride, g.out);
-  if (!aligned(g.weight) || !aligned(g.x) || !aligned(g.y))
-    fail("{} linear layer [{}, {}]: weight, input and result must begin at multiples of 16 bytes", g.kind,
-         g.out, g.in);
+  if (!aligned(g.weight) || !aligned(g.x) || !aligned(g.x_scales) || !aligned(g.y))
+    fail(
+        "{} linear layer [{}, {}]: weight, input (and its scales) and result must begin at multiples of 16 "
+        "bytes",
+        g.kind, g.out, g.in);
 }
 
 GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
-  assert(std::min(plan.weight_stages, plan.token_stages) >= kMinStages);
   assert(plan.tall || plan.cluster == 1);
   GemmTask task{};
   task.weight_map =
@@ -108,6 +118,7 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
                             result_box(plan.rows_of_group()));
   task.y_stride = g.y_stride;
   task.tokens = static_cast<int>(g.tokens);
+  task.scale_box = static_cast<int>(std::min<std::int64_t>(g.tokens, plan.tokens));
   task.out = static_cast<int>(g.out);
   task.steps = static_cast<int>((g.in * g.element_bytes + kStepBytes - 1) / kStepBytes);
   task.stages = (task.steps + plan.steps() - 1) / plan.steps();
@@ -119,8 +130,9 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   };
   task.row_items = items(plan.row_tiles(g.out), task.shares_weights ? 1 : plan.cluster);
   task.token_items = items(plan.token_tiles(g.tokens), task.shares_weights ? plan.cluster : 1);
-  task.weight_stages = plan.weight_stages;
+  task.weight_stages = plan.tall ? plan.stages_for(task.steps) : plan.weight_stages;
   task.token_stages = plan.token_stages;
+  assert(std::min(task.weight_stages, task.token_stages) >= kMinStages);
   return task;
 }
 

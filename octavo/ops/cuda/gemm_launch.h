@@ -5,13 +5,14 @@
 
 namespace octavo::cuda {
 
-// A layer's operands without what only FP8 has. `x` and `weight` are dense.
+// A layer's operands without what only FP8 has but the input's scales. `x` and `weight` are dense.
 struct GemmOperands {
   const char* kind;  // for messages: "FP8"
   int element_bytes;
   std::int64_t tokens, out, in;
   const void* weight;
   const void* x;
+  const float* x_scales = nullptr;
   const void* y;
   std::int64_t y_stride;
 };
@@ -21,6 +22,9 @@ CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, s
                        int box_rows);
 // Boxes of `box_steps` times box_rows rows × 128 bytes of an E4M3 matrix, cols a multiple of 128.
 CUtensorMap stage_map(const void* data, std::int64_t rows, std::int64_t cols, int box_rows, int box_steps);
+
+// Boxes of kScaleBoxSteps steps × box_tokens of the tokens' scales [tokens, scale_pitch(cols)].
+CUtensorMap scale_map(const float* scales, std::int64_t tokens, std::int64_t cols, int box_tokens);
 
 // Throws Error for sizes and alignments that the kernels cannot do.
 void check_operands(const GemmOperands& operands);

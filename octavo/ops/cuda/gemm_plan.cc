@@ -68,6 +68,19 @@ std::size_t GemmPlan::shared_bytes() const {
   return (tall ? rings : std::max(rings, read)) + kBarrierBytes + 1024;
 }
 
+int GemmPlan::stages_for(int tile_steps) const {
+  // A copy waits until the stage that lies a ring before its own has been read, and the scales of a box are
+  // read with its last stage at the latest. So that must not be later: no more stages than, at the least, the
+  // kScaleBoxes - 1 boxes between have, and one.
+  assert(tall);
+  const int stages_of_box = kScaleBoxSteps / steps();
+  const int boxes = (tile_steps + kScaleBoxSteps - 1) / kScaleBoxSteps;
+  const int last = (tile_steps - (boxes - 1) * kScaleBoxSteps + steps() - 1) / steps();  // its stages
+  const int short_ones = (kScaleBoxes - 1 + boxes - 1) / boxes;                          // of those between
+  const int between = short_ones * last + (kScaleBoxes - 1 - short_ones) * stages_of_box;
+  return std::min(weight_stages, between + 1);
+}
+
 namespace {
 
 // Nanoseconds, not counting what every kernel takes.

@@ -27,10 +27,13 @@ constexpr int result_box(int rows_of_group) {
 }
 inline constexpr int kMinStages = 2;
 
-// The tokens' scales are held for so many 128-column blocks, twice.
+// Narrow: the tokens' scales are held for so many 128-column blocks, twice.
 inline constexpr int kScaleStages = 2;
 constexpr int scale_steps(int tokens) { return tokens == 128 ? 16 : 32; }
-inline constexpr int kTallScaleSteps = 8;
+// Tall: they come in boxes of so many blocks, each together with the first stage that needs it, into one of
+// so many places in turn.
+inline constexpr int kScaleBoxSteps = 4;
+inline constexpr int kScaleBoxes = 4;
 
 // A block of threads computes `rows` weight rows × `tokens` tokens over all of K.
 //
@@ -59,14 +62,17 @@ struct GemmPlan {
   std::size_t weight_stage_bytes() const { return static_cast<std::size_t>(rows * steps()) * 128; }
   std::size_t token_stage_bytes() const { return static_cast<std::size_t>(tokens * steps()) * 128; }
   std::size_t scale_bytes() const {
-    return static_cast<std::size_t>(kScaleStages * tokens * (tall ? kTallScaleSteps : scale_steps(tokens))) *
-           sizeof(float);
+    const int steps = tall ? kScaleBoxes * kScaleBoxSteps : kScaleStages * scale_steps(tokens);
+    return static_cast<std::size_t>(tokens * steps) * sizeof(float);
   }
   // What waits to be stored or, gated, for its other part: of 64 tokens every other.
   std::size_t result_bytes() const {
     return tall ? static_cast<std::size_t>((gated ? 32 : tokens) * rows) * 2 : 0;
   }
   std::size_t shared_bytes() const;
+  // Tall: the stages of the rings that a tile of so many steps may use. More would have a box of scales
+  // replaced that is still read, where tiles are short and bring many.
+  int stages_for(int steps) const;
   // Tokens that one copy brings. Where one tile holds them all, no more than there are: copies of rows beyond
   // the matrix take several times as long. A block's share begins at a whole swizzle pattern of eight.
   int token_box(std::int64_t m) const;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <random>
+#include <vector>
 
 namespace octavo::cuda {
 namespace {
@@ -62,6 +63,37 @@ TEST(GemmPlan, EveryPlanIsOneTheHardwareCanRun) {
     expect_valid(plan_gated_gemm(both, k, m), both, k, m);
     if (HasFailure()) return;
   }
+}
+
+// The copying side and the slowest reader of a ring, stage by stage: a box of scales must not come where one
+// lies that is still to be read.
+void expect_boxes_wait(const GemmPlan& plan, int steps) {
+  SCOPED_TRACE(testing::Message() << plan.tokens << "x" << plan.rows << ", " << steps << " steps");
+  const int stages = plan.stages_for(steps);
+  ASSERT_GE(stages, kMinStages);
+  int stages_so_far = 0;
+  std::vector<int> first_stage;  // of each box
+  for (int tile = 0; tile < 40; ++tile)
+    for (int step = 0; step < steps; step += plan.steps(), ++stages_so_far)
+      if (step % kScaleBoxSteps == 0) first_stage.push_back(stages_so_far);
+  for (std::size_t box = kScaleBoxes; box < first_stage.size(); ++box) {
+    const int read = first_stage[box] - stages;  // and all stages before it, when the box is copied
+    const int last_reader = first_stage[box - kScaleBoxes + 1] - 1;
+    ASSERT_LE(last_reader, read) << "box " << box;
+  }
+}
+
+TEST(GemmPlan, ABoxOfScalesWaitsForTheReadersOfTheOneBefore) {
+  const auto expect_all = [](const auto& kernels) {
+    for (const TallKernel& kernel : kernels) {
+      const GemmPlan plan = tall_plan(kernel, 1);
+      for (int steps = 1; steps <= 130; ++steps) expect_boxes_wait(plan, steps);
+      // Layers of models use whole rings.
+      for (const int steps : {12, 16, 32, 112}) EXPECT_EQ(plan.stages_for(steps), plan.weight_stages);
+    }
+  };
+  expect_all(kTallKernels);
+  expect_all(kTallGatedKernels);
 }
 
 TEST(GemmPlan, StreamsWeightsOnAtLeastHalfOfTheMultiprocessorsInWholeRounds) {

@@ -86,11 +86,6 @@ __device__ inline int scale_place(int token) {
   return token / 16 * 16 + token % 8 / 2 * 4 + token / 8 % 2 * 2 + token % 2;
 }
 
-// Whether four steps of a token's scales can be read at a time.
-__device__ inline bool scales_in_fours(const GemmTask& task) {
-  return task.steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.token_scales) % 16 == 0;
-}
-
 // The tokens' scales in shared memory: kScaleStages stages of kSteps steps of a tile's kTokens tokens, in the
 // order that scale_place() gives. They come for many steps at a time, so that what a token's come in is whole
 // lines of memory.
@@ -107,7 +102,7 @@ struct ScaleRing {
   // ago: from L2.
   template <int kLanes>
   __device__ void stream(const GemmTask& task, int first) const {
-    const bool whole = scales_in_fours(task);
+    const std::int64_t pitch = scale_pitch(std::int64_t{task.steps} * kBlock);
     RingPlace at;
     TileOrder{task}.for_each([&](int, int token_tile) {
       for (int begin = 0; begin < task.steps; begin += kSteps, at.advance(kScaleStages)) {
@@ -117,12 +112,8 @@ struct ScaleRing {
         for (int t = first; t < kTokens; t += kLanes) {
           const std::int64_t token = token_tile * kTokens + t;
           if (token >= task.tokens) continue;  // its result is dropped
-          const float* const from = task.token_scales + token * task.steps + begin;
+          const float* const from = task.token_scales + token * pitch + begin;
           float* const to = stage(at.stage) + scale_place<kTokens>(t);
-          if (!whole) {
-            for (int i = 0; i < count; ++i) to[i * kTokens] = __ldcg(from + i);
-            continue;
-          }
           constexpr int kAtOnce = 16;  // registers are the multiplying warps'
           for (int i = 0; i < count; i += kAtOnce) {
             float4 held[kAtOnce / 4];

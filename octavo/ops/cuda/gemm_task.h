@@ -18,11 +18,12 @@ namespace octavo::cuda {
 struct GemmTask {
   CUtensorMap weight_map;  // boxes of a tile's rows (gated, of half of them) × 128 bytes, 128-byte swizzle
   CUtensorMap token_map;   // boxes of token_box rows × 128 bytes
+  CUtensorMap scale_map;   // tall: of the tokens' scales, boxes of kScaleBoxSteps steps × scale_box tokens
   CUtensorMap y_map;  // tall, not gated: boxes of 64 tokens × result_box() rows, 128-byte swizzle where 64
   // E4M3 only.
   const float* weight_scales;
   const std::int32_t* scale_rows;
-  const float* token_scales;
+  const float* token_scales;  // not tall
 
   const float* bias;
   bf16* y;  // or, for bf16 weights only, y_f32
@@ -33,6 +34,7 @@ struct GemmTask {
   float* gated_scales;
   int tokens;     // M
   int token_box;  // tokens that one copy brings: a block's share of a tile, or of all there are
+  int scale_box;  // tokens whose scales one copy brings: a tile's, or all there are
   int out;        // N
   int steps;      // of 128 bytes of a row
   int stages;     // of a tile: steps / the plan's steps(), rounded up

@@ -48,7 +48,7 @@ struct Layer {
   __device__ ActivationRow row(std::int64_t token, int cols, bool is_fp8) const {
     return {is_fp8 ? static_cast<void*>(static_cast<std::uint8_t*>(out) + token * cols)
                    : static_cast<void*>(static_cast<bf16*>(out) + token * cols),
-            is_fp8 ? scales + token * blocks_of(cols) : nullptr, cols, pow2};
+            is_fp8 ? scales + token * scale_pitch(cols) : nullptr, cols, pow2};
   }
 };
 

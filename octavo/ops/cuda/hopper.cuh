@@ -230,15 +230,6 @@ __device__ inline std::uint32_t load_shared(std::uint32_t from) {
   return bits;
 }
 
-// 16 bytes, both addresses multiples of that, by way of L2 only.
-__device__ inline void copy_16_bytes(std::uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-// Arrives when the caller's copy_16_bytes() so far are there.
-__device__ inline void arrive_after_copies(std::uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
 // A box of the matrix at (column, row) from shared memory; what lies outside the matrix is left out. What is
 // there was published by fence_shared_copies() of the threads that wrote it.
 __device__ inline void store_box(const CUtensorMap& map, int column, int row, std::uint32_t from) {

@@ -79,7 +79,7 @@ struct NormRow {
     const bool fp8 = task.scales != nullptr;
     const ActivationRow out{fp8 ? static_cast<void*>(static_cast<std::uint8_t*>(task.out) + row * task.cols)
                                 : static_cast<void*>(static_cast<bf16*>(task.out) + row * task.cols),
-                            fp8 ? task.scales + row * blocks_of(task.cols) : nullptr, task.cols, task.pow2};
+                            fp8 ? task.scales + row * scale_pitch(task.cols) : nullptr, task.cols, task.pow2};
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
 #pragma unroll

@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(kWarps * 32) plain_kernel(const __grid_constan
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffU, sum, step);
       if constexpr (kFp8) {
-        const float scale =
-            __fmul_rn(a.x_scales[t * blocks + block], a.weight_scales[a.scale_rows[n / 16] * blocks + block]);
+        const float scale = __fmul_rn(a.x_scales[t * scale_pitch(a.in) + block],
+                                      a.weight_scales[a.scale_rows[n / 16] * blocks + block]);
         total = __fmaf_rn(sum, scale, total);
       } else {
         total = __fadd_rn(total, sum);

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads)
   const bool fp8 = scales != nullptr;
   const ActivationRow row{fp8 ? static_cast<void*>(static_cast<std::uint8_t*>(out) + token * cols)
                               : static_cast<void*>(static_cast<bf16*>(out) + token * cols),
-                          fp8 ? scales + token * blocks_of(cols) : nullptr, cols, pow2};
+                          fp8 ? scales + token * scale_pitch(cols) : nullptr, cols, pow2};
   write_activation(row, col, g);
 }
 

@@ -25,19 +25,24 @@ struct TallResults {
   std::uint32_t results;  // where they wait to be stored
   int warp, lane;
 
-  // Without a bias +0, as everywhere: a sum of -0 has the same bits in every batch.
+  // Without a bias +0, as everywhere: a sum of -0 has the same bits in every batch. Whether there is one is
+  // asked once, not for every pair of sums.
   __device__ void add_bias(TileSums& sums, int row) const {
+    const auto add = [&](const auto& of_rows) {
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int at = row + chunk * 8 + lane % 4 * 2;
-      float2 bias = {0, 0};
-      if (task.bias != nullptr && at < task.out) bias = *reinterpret_cast<const float2*>(task.bias + at);
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        const float2 bias = of_rows(row + chunk * 8 + lane % 4 * 2);
 #pragma unroll
-      for (int t = 0; t < kPerGroup; ++t)
+        for (int t = 0; t < kPerGroup; ++t)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          sums[t][chunk * 4 + i] = __fadd_rn(sums[t][chunk * 4 + i], i % 2 == 0 ? bias.x : bias.y);
-    }
+          for (int i = 0; i < 4; ++i)
+            sums[t][chunk * 4 + i] = __fadd_rn(sums[t][chunk * 4 + i], i % 2 == 0 ? bias.x : bias.y);
+      }
+    };
+    if (task.bias == nullptr) return add([](int) { return float2{0, 0}; });
+    add([&](int at) {
+      return at < task.out ? *reinterpret_cast<const float2*>(task.bias + at) : float2{0, 0};
+    });
   }
 
   // Through shared memory, from where tensor copies take the results while the next tile is multiplied.
@@ -151,7 +156,7 @@ struct TallResults {
         if (at < task.tokens) *reinterpret_cast<uint2*>(to + chunk * 8) = codes;
       }
       if (thread % 4 == 0 && at < task.tokens)
-        task.gated_scales[at * (cols / kBlock) + row_tile] = scale.scale;
+        task.gated_scales[at * scale_pitch(cols) + row_tile] = scale.scale;
     }
   }
 };

@@ -29,7 +29,6 @@ struct TallShape {
   // Of a warpgroup; gated, what it gives to the other: half of 64 tokens' at a time.
   static constexpr std::uint32_t kResultBytes = kGated ? 64 * kRows : kPerGroup * 64 * kRows * 2;
   static constexpr int kRowScales = kRows / 16;  // of a warpgroup: rows 16 i … share the i-th
-  static constexpr int kScaleLanes = 64;         // threads that copy the tokens' scales
   // For so few tokens that weights are what is waited for: what matters is little code.
   static constexpr bool kShort = kPerGroup == 1 && (kSpan > 1 || kGated);
   // Of those, where the ring is deep, so many stages of weights are under way at a time: enough to keep
@@ -45,51 +44,21 @@ struct TallShape {
   static_assert(kGroups <= 2 && kPerGroup <= 2 && (kPerGroup == 1 || kSpan == 1) && 4 % kSpan == 0);
 };
 
-// The tokens' scales in shared memory: kScaleStages stages of kTallScaleSteps steps of a tile's kTokens
-// tokens. Four steps of a token lie side by side, as in memory, and then the next token's: copies of 16
-// bytes, and what a warp reads of a step is in different banks.
+// The tokens' scales in shared memory: boxes of kScaleBoxSteps steps of a tile's kTokens tokens, a token's
+// side by side, so that what a warp reads of a step is in different banks. A box is part of the first stage
+// that needs it, and its place is free when the stages that did have been read (GemmPlan::stages_for), so it
+// has no barriers of its own.
 template <int kTokens>
-struct TallScaleRing {
-  static constexpr std::uint32_t kBytes = kTokens * kTallScaleSteps * 4;  // of a stage
-  std::uint32_t data, full, empty;                                        // shared addresses
+struct TallScales {
+  static constexpr std::uint32_t kBoxBytes = kTokens * kScaleBoxSteps * 4;
+  std::uint32_t data;  // a shared address
 
-  // Of the steps since the kernel's beginning, of each tile a whole number of stages.
+  // The n-th box since the kernel's beginning.
+  __device__ std::uint32_t box(std::uint32_t n) const { return data + n % kScaleBoxes * kBoxBytes; }
+  // Of the tile's first token. Steps are counted in whole boxes, a tile's from a box's first on.
   __device__ const float* of_step(std::uint32_t step) const {
     return static_cast<const float*>(__cvta_shared_to_generic(data)) +
-           step / 4 % (kTallScaleSteps * kScaleStages / 4) * (kTokens * 4) + step % 4;
-  }
-
-  // By kLanes threads, of which this is the `first`-th. The scales are another kernel's result of a moment
-  // ago: from L2.
-  template <int kLanes>
-  __device__ void stream(const GemmTask& task, int first) const {
-    const bool whole = scales_in_fours(task);
-    RingPlace at;
-    TileOrder{task}.for_each([&](int, int token_tile) {
-      for (int begin = 0; begin < task.steps; begin += kTallScaleSteps, at.advance(kScaleStages)) {
-        wait(empty + 8 * at.stage, at.parity ^ 1);
-#pragma unroll
-        for (int t = first; t < kTokens; t += kLanes) {
-          const std::int64_t token = token_tile * kTokens + t;
-          if (token >= task.tokens) break;  // its result is dropped
-          const float* const from = task.token_scales + token * task.steps + begin;
-          const std::uint32_t to = data + at.stage * kBytes + t * 16;
-          const int count = min(kTallScaleSteps, task.steps - begin);
-          if (whole) {
-#pragma unroll
-            for (int i = 0; i < kTallScaleSteps; i += 4)
-              if (i < count) copy_16_bytes(to + i * (kTokens * 4), from + i);
-          } else {
-            for (int i = 0; i < count; ++i)
-              store_shared(to + i / 4 * (kTokens * 16) + i % 4 * 4, __float_as_uint(__ldcg(from + i)));
-          }
-        }
-        if (whole)
-          arrive_after_copies(full + 8 * at.stage);
-        else
-          arrive(full + 8 * at.stage);
-      }
-    });
+           step / kScaleBoxSteps % kScaleBoxes * (kBoxBytes / 4) + step % kScaleBoxSteps;
   }
 };
 
@@ -101,18 +70,16 @@ template <typename Shape>
 struct TallRing {
   static constexpr bool kApart = Shape::kUnderWay > 0;
   std::uint32_t stages, results, full, token_full, empty;
-  using Scales = TallScaleRing<Shape::kTokens>;
+  using Scales = TallScales<Shape::kTokens>;
   Scales scales;
 
   __device__ TallRing(const GemmTask& task, void* shared) {
     stages = (shared_address(shared) + 1023) / 1024 * 1024;
     results = stages + Shape::kStageBytes * task.weight_stages;
     scales.data = results + Shape::kResultBytes * Shape::kGroups;
-    full = scales.data + Scales::kBytes * kScaleStages;
+    full = scales.data + Scales::kBoxBytes * kScaleBoxes;
     token_full = kApart ? full + 8 * kMaxStages : full;
     empty = token_full + 8 * kMaxStages;
-    scales.full = empty + 8 * kMaxStages;
-    scales.empty = scales.full + 8 * kScaleStages;
   }
   __device__ std::uint32_t tokens(std::uint32_t stage) const { return stages + stage * Shape::kStageBytes; }
   __device__ std::uint32_t weights(std::uint32_t stage) const {
@@ -126,10 +93,6 @@ struct TallRing {
       init_barrier(full + 8 * s, kApart ? 1 : 2);
       if (kApart) init_barrier(token_full + 8 * s, 1);
       init_barrier(empty + 8 * s, static_cast<std::uint32_t>(Shape::kGroups * 4 * task.cluster));
-    }
-    for (int s = 0; s < kScaleStages; ++s) {
-      init_barrier(scales.full + 8 * s, Shape::kScaleLanes);
-      init_barrier(scales.empty + 8 * s, Shape::kGroups * 4);
     }
     publish_barriers();
   }
@@ -193,14 +156,20 @@ struct TallRing {
       }
     });
   }
-  // Other blocks of a cluster share tokens: each brings its share to all.
+  // And their scales. Other blocks of a cluster share tokens: each brings its share to all, scales for
+  // itself.
   __device__ void stream_tokens(const GemmTask& task) const {
     const int shares = Shape::kGated ? 1 : task.cluster;
     const int share = static_cast<int>(rank_in_cluster()) * task.token_box;
     const auto bytes = static_cast<std::uint32_t>(task.token_box * shares) * kStepBytes * Shape::kSpan;
+    const auto scale_bytes = static_cast<std::uint32_t>(task.scale_box * kScaleBoxSteps) * 4;
+    std::uint32_t boxes = 0;
     for_each_stage(task, [&](std::uint32_t stage, int step, int, int token_tile) {
       const std::uint32_t barrier = token_full + 8 * stage;
-      arrive_expecting(barrier, bytes);
+      const bool with_scales = step % kScaleBoxSteps == 0;
+      arrive_expecting(barrier, with_scales ? bytes + scale_bytes : bytes);
+      if (with_scales)
+        copy_box(scales.box(boxes++), task.scale_map, step, token_tile * Shape::kTokens, barrier);
 #pragma unroll
       for (int i = 0; i < Shape::kSpan; ++i) {
         const std::uint32_t to = tokens(stage) + i * Shape::kTokenStep;

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreads)
   const int col = static_cast<int>(blockIdx.y * kThreads + threadIdx.x) * 8;
   float v[8];
   load8(x + row * cols + col, col + 8 <= cols && cols % 8 == 0, cols - col, v);
-  write_activation({codes + row * cols, scales + row * blocks_of(cols), cols, pow2}, col, v);
+  write_activation({codes + row * cols, scales + row * scale_pitch(cols), cols, pow2}, col, v);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 
 namespace octavo::cuda {
 
-// x [rows, cols] to codes [rows, cols] and scales [rows, blocks_of(cols)], all dense and on the device. In
+// x [rows, cols] to codes [rows, cols] and scales [rows, scale_pitch(cols)], all on the device. In
 // place (codes over x) is not allowed. `pow2`: scales rounded up to powers of two.
 void quantize_activations(const bf16* x, std::int64_t rows, std::int64_t cols, bool pow2, std::uint8_t* codes,
                           float* scales, cudaStream_t stream);
