@@ -149,8 +149,7 @@ __device__ inline void fence_shared_copies() { asm volatile("fence.proxy.async.s
 // weights and pages. It is the first to make room, and what the next layer comes back to stays: code, scales,
 // block tables, results. Not for what several blocks read at about the same time: with any hint, even
 // evict_normal, they no longer share a read of L2 (docs/results/gpu-gemm.md). Pages that samples of one
-// prompt share are read by several, too, a part of all pages; what the hint does to those has not been
-// measured.
+// prompt share are read by several, too, but are no slower for it (docs/results/gpu-engine.md).
 struct ReadOnce {
   std::uint64_t policy;
   __device__ ReadOnce() { asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy)); }

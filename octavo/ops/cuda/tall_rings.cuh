@@ -55,7 +55,8 @@ struct TallScales {
 
   // The n-th box since the kernel's beginning.
   __device__ std::uint32_t box(std::uint32_t n) const { return data + n % kScaleBoxes * kBoxBytes; }
-  // Of the tile's first token. Steps are counted in whole boxes, a tile's from a box's first on.
+  // Of the tile's first token. Steps are counted in whole boxes, a tile's from a box's first on. Not by box():
+  // ptxas then multiplies scales between a unit's products, which wait for it (docs/results/gpu-gemm.md).
   __device__ const float* of_step(std::uint32_t step) const {
     return static_cast<const float*>(__cvta_shared_to_generic(data)) +
            step / kScaleBoxSteps % kScaleBoxes * (kBoxBytes / 4) + step % kScaleBoxSteps;
