@@ -1,5 +1,6 @@
 // The FP8 GEMM on the shapes of Llama-3.1-8B: random codes, weights rotated so that together they are several
-// times the L2 cache, a CUDA graph of all launches replayed, median of the replays. Prints Markdown.
+// times the L2 cache, a CUDA graph of all launches replayed, median of the replays; `load` by the wall clock,
+// under the power limit. Prints Markdown.
 //
 //   gemm_gpu_bench table [M ...] | load [M ...] | chain | gated [M ...] | tune [M ...]
 #include <fmt/format.h>
@@ -41,6 +42,27 @@ constexpr std::int64_t kMaxOut = 28672;
 constexpr std::int64_t kMaxIn = 14336;
 constexpr std::size_t kPool = std::size_t{1} << 30;  // bytes of weights that the rotation goes through
 
+// What `record` launches, as a graph.
+class Graph {
+ public:
+  Graph(cudaStream_t stream, const std::function<void()>& record) {
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
+    record();
+    check(cudaStreamEndCapture(stream, &graph), "capture");
+    check(cudaGraphInstantiate(&exec_, graph, 0), "graph");
+    check(cudaGraphDestroy(graph), "graph");
+  }
+  ~Graph() { cudaGraphExecDestroy(exec_); }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  void launch(cudaStream_t stream) const { check(cudaGraphLaunch(exec_, stream), "graph launch"); }
+
+ private:
+  cudaGraphExec_t exec_ = nullptr;
+};
+
 class Bench {
  public:
   Bench() {
@@ -80,12 +102,7 @@ class Bench {
 
   // Microseconds of a replay of what `record` launches.
   double replay_us(const std::function<void()>& record, int replays = 20) {
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t exec = nullptr;
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal), "capture");
-    record();
-    check(cudaStreamEndCapture(stream_, &graph), "capture");
-    check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+    const Graph graph(stream_, record);
     cudaEvent_t begin = nullptr;
     cudaEvent_t end = nullptr;
     check(cudaEventCreate(&begin), "event");
@@ -93,15 +110,13 @@ class Bench {
     std::vector<float> times;
     for (int i = 0; i < replays + 3; ++i) {
       check(cudaEventRecord(begin, stream_), "event");
-      check(cudaGraphLaunch(exec, stream_), "graph launch");
+      graph.launch(stream_);
       check(cudaEventRecord(end, stream_), "event");
       check(cudaStreamSynchronize(stream_), "replay");
       float ms = 0;
       check(cudaEventElapsedTime(&ms, begin, end), "event");
       if (i >= 3) times.push_back(ms);
     }
-    cudaGraphExecDestroy(exec);
-    cudaGraphDestroy(graph);
     cudaEventDestroy(begin);
     cudaEventDestroy(end);
     const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
@@ -113,32 +128,26 @@ class Bench {
   double layer_us(const Layer& layer, std::int64_t tokens, const GemmPlan* plan = nullptr) {
     return rotated_us(layer, tokens, [&](const Fp8Gemm& g) { launch(g, plan); });
   }
-  // The same after a second of nothing else, by the wall clock of the next.
+  // Under load: after a second of nothing else, by the wall clock of the next.
   double loaded_us(const Layer& layer, std::int64_t tokens) {
     using Clock = std::chrono::steady_clock;
     const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
     const std::size_t sets = std::min(kPool / bytes, std::size_t{24});
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t exec = nullptr;
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal), "capture");
-    for (std::size_t i = 0; i < sets; ++i) launch(gemm(layer, tokens, i * bytes), nullptr);
-    check(cudaStreamEndCapture(stream_, &graph), "capture");
-    check(cudaGraphInstantiate(&exec, graph, 0), "graph");
-    const auto seconds_of = [&](int& launches) {
+    const Graph graph(stream_, [&] {
+      for (std::size_t i = 0; i < sets; ++i) cuda::fp8_gemm(gemm(layer, tokens, i * bytes), stream_);
+    });
+    const auto us_of_a_second = [&] {
       const auto begin = Clock::now();
-      std::chrono::duration<double> passed{};
-      for (launches = 0; passed.count() < 1; passed = Clock::now() - begin) {
-        for (int i = 0; i < 4; ++i, ++launches) check(cudaGraphLaunch(exec, stream_), "graph launch");
+      std::chrono::duration<double, std::micro> passed{};
+      std::size_t launches = 0;
+      for (; passed < std::chrono::seconds(1); passed = Clock::now() - begin) {
+        for (int i = 0; i < 4; ++i, ++launches) graph.launch(stream_);
         check(cudaStreamSynchronize(stream_), "replay");
       }
-      return passed.count();
+      return passed.count() / static_cast<double>(sets * launches);
     };
-    int launches = 0;
-    seconds_of(launches);
-    const double us = seconds_of(launches) * 1e6 / (static_cast<double>(sets) * launches);
-    cudaGraphExecDestroy(exec);
-    cudaGraphDestroy(graph);
-    return us;
+    us_of_a_second();
+    return us_of_a_second();
   }
   // gate|up and then SiLU and quantization of its results, or by `plan` both at once.
   double gated_us(std::int64_t tokens, const GemmPlan* plan) {
@@ -347,6 +356,11 @@ int run_bench(const std::vector<std::string>& arguments) {
   if (what == "table" || what == "gated" || what == "tune" || what == "load") {
     std::vector<std::int64_t> tokens;
     for (std::size_t i = 1; i < arguments.size(); ++i) tokens.push_back(std::stoll(arguments[i]));
+    for (const std::int64_t m : tokens)
+      if (m < 1 || m > kMaxTokens) {
+        fmt::print(stderr, "gemm_gpu_bench: {} tokens: there is room for 1 to {}\n", m, kMaxTokens);
+        return 2;
+      }
     const auto run = what == "table" ? table : what == "load" ? load : what == "tune" ? tune : gated;
     return run(bench, tokens), 0;
   }

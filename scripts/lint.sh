@@ -4,7 +4,7 @@ set -euo pipefail
 build=$1
 jobs=$2
 
-git ls-files '*.cc' '*.h' | xargs clang-format --dry-run -Werror
+git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs clang-format --dry-run -Werror
 echo "lint: formatting is clean"
 
 # Clang cannot read GCC's precompiled headers; the files include what they need anyway.

@@ -10,6 +10,8 @@
 namespace octavo {
 namespace {
 
+static_assert(scale_pitch(1) == 4 && scale_pitch(512) == 4 && scale_pitch(513) == 8);
+
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kMinNormal = std::numeric_limits<float>::min();
 constexpr ScalingOptions kNemo{.pow2 = false, .formula = ScaleFormula::kNemoRl};

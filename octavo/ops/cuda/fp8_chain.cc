@@ -27,6 +27,7 @@ void set_gemm(Link& link, const Fp8Gemm& g, std::int64_t tokens, const void* y, 
                   .in = g.in,
                   .weight = g.weight,
                   .x = g.x,
+                  .x_scales = g.x_scales,
                   .y = y,
                   .y_stride = y_stride});
   link.whole = g.in % kBlock == 0;

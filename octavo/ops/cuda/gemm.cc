@@ -28,10 +28,7 @@ void run(const Fp8Gemm& g, const GemmPlan& plan, const Activation* gated, cudaSt
   GemmTask task = gemm_task(operands, plan);
   task.weight_scales = g.weight_scales;
   task.scale_rows = g.scale_rows;
-  if (plan.tall)
-    task.scale_map = scale_map(g.x_scales, g.tokens, g.in, task.scale_box);
-  else
-    task.token_scales = g.x_scales;
+  task.token_scales = g.x_scales;
   task.bias = g.bias;
   task.y = g.y;
   if (gated != nullptr) {

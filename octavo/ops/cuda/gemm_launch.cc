@@ -68,6 +68,14 @@ CUtensorMap result_map(const bf16* y, std::int64_t tokens, std::int64_t out, std
       rows == 64);
 }
 
+// Boxes of kScaleBoxSteps steps × box_tokens of the tokens' scales [tokens, scale_pitch(cols)].
+CUtensorMap scale_map(const float* scales, std::int64_t tokens, std::int64_t cols, int box_tokens) {
+  return encode<2>(scales, sizeof(float),
+                   {static_cast<cuuint64_t>(blocks_of(cols)), static_cast<cuuint64_t>(tokens)},
+                   {static_cast<cuuint64_t>(scale_pitch(cols)) * sizeof(float)},
+                   {kScaleBoxSteps, static_cast<cuuint32_t>(box_tokens)}, false);
+}
+
 }  // namespace
 
 CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, std::int64_t cols,
@@ -75,12 +83,6 @@ CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, s
   return encode<2>(data, element_bytes, {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)},
                    {static_cast<cuuint64_t>(cols * element_bytes)},
                    {static_cast<cuuint32_t>(kStepBytes / element_bytes), static_cast<cuuint32_t>(box_rows)});
-}
-CUtensorMap scale_map(const float* scales, std::int64_t tokens, std::int64_t cols, int box_tokens) {
-  return encode<2>(scales, sizeof(float),
-                   {static_cast<cuuint64_t>(blocks_of(cols)), static_cast<cuuint64_t>(tokens)},
-                   {static_cast<cuuint64_t>(scale_pitch(cols)) * sizeof(float)},
-                   {kScaleBoxSteps, static_cast<cuuint32_t>(box_tokens)}, false);
 }
 CUtensorMap stage_map(const void* data, std::int64_t rows, std::int64_t cols, int box_rows, int box_steps) {
   return encode<3>(data, 1,
@@ -113,12 +115,15 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
       tensor_map(g.weight, g.element_bytes, g.out, g.in, plan.gated ? plan.rows / 2 : plan.rows);
   task.token_box = plan.token_box(g.tokens);
   task.token_map = tensor_map(g.x, g.element_bytes, g.tokens, g.in, task.token_box);
+  if (plan.tall) {
+    task.scale_box = static_cast<int>(std::min<std::int64_t>(g.tokens, plan.tokens));
+    task.scale_map = scale_map(g.x_scales, g.tokens, g.in, task.scale_box);
+  }
   if (plan.tall && !plan.gated)
     task.y_map = result_map(static_cast<const bf16*>(g.y), g.tokens, g.out, g.y_stride,
                             result_box(plan.rows_of_group()));
   task.y_stride = g.y_stride;
   task.tokens = static_cast<int>(g.tokens);
-  task.scale_box = static_cast<int>(std::min<std::int64_t>(g.tokens, plan.tokens));
   task.out = static_cast<int>(g.out);
   task.steps = static_cast<int>((g.in * g.element_bytes + kStepBytes - 1) / kStepBytes);
   task.stages = (task.steps + plan.steps() - 1) / plan.steps();

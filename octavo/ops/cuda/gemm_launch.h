@@ -23,13 +23,10 @@ CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, s
 // Boxes of `box_steps` times box_rows rows × 128 bytes of an E4M3 matrix, cols a multiple of 128.
 CUtensorMap stage_map(const void* data, std::int64_t rows, std::int64_t cols, int box_rows, int box_steps);
 
-// Boxes of kScaleBoxSteps steps × box_tokens of the tokens' scales [tokens, scale_pitch(cols)].
-CUtensorMap scale_map(const float* scales, std::int64_t tokens, std::int64_t cols, int box_tokens);
-
 // Throws Error for sizes and alignments that the kernels cannot do.
 void check_operands(const GemmOperands& operands);
 
-// The task, apart from scales, bias and result.
+// The task, apart from bias, result and those scales that come by plain loads.
 GemmTask gemm_task(const GemmOperands& operands, const GemmPlan& plan);
 
 template <typename Element>

@@ -69,10 +69,10 @@ std::size_t GemmPlan::shared_bytes() const {
 }
 
 int GemmPlan::stages_for(int tile_steps) const {
+  assert(tall);
   // A copy waits until the stage that lies a ring before its own has been read, and the scales of a box are
   // read with its last stage at the latest. So that must not be later: no more stages than, at the least, the
   // kScaleBoxes - 1 boxes between have, and one.
-  assert(tall);
   const int stages_of_box = kScaleBoxSteps / steps();
   const int boxes = (tile_steps + kScaleBoxSteps - 1) / kScaleBoxSteps;
   const int last = (tile_steps - (boxes - 1) * kScaleBoxSteps + steps() - 1) / steps();  // its stages

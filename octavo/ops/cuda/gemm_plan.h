@@ -62,8 +62,8 @@ struct GemmPlan {
   std::size_t weight_stage_bytes() const { return static_cast<std::size_t>(rows * steps()) * 128; }
   std::size_t token_stage_bytes() const { return static_cast<std::size_t>(tokens * steps()) * 128; }
   std::size_t scale_bytes() const {
-    const int steps = tall ? kScaleBoxes * kScaleBoxSteps : kScaleStages * scale_steps(tokens);
-    return static_cast<std::size_t>(tokens * steps) * sizeof(float);
+    const int held = tall ? kScaleBoxes * kScaleBoxSteps : kScaleStages * scale_steps(tokens);
+    return static_cast<std::size_t>(tokens * held) * sizeof(float);
   }
   // What waits to be stored or, gated, for its other part: of 64 tokens every other.
   std::size_t result_bytes() const {
@@ -72,7 +72,7 @@ struct GemmPlan {
   std::size_t shared_bytes() const;
   // Tall: the stages of the rings that a tile of so many steps may use. More would have a box of scales
   // replaced that is still read, where tiles are short and bring many.
-  int stages_for(int steps) const;
+  int stages_for(int tile_steps) const;
   // Tokens that one copy brings. Where one tile holds them all, no more than there are: copies of rows beyond
   // the matrix take several times as long. A block's share begins at a whole swizzle pattern of eight.
   int token_box(std::int64_t m) const;
@@ -82,8 +82,8 @@ struct GemmPlan {
 
 inline constexpr int kMaxCluster = 2;
 // The tall kernels there are, by tokens and then rows of a tile, and what a step of 128 columns takes, in
-// nanoseconds, on an H200 whose multiprocessors all run it (from `gemm_gpu_bench tune` and `gated`: a layer's
-// time over its rounds of tiles and their steps).
+// nanoseconds, on an H200 whose multiprocessors all run it (2026-11-27; some have become a few percent
+// faster; from `gemm_gpu_bench tune` and `gated`: a layer's time over its rounds of tiles and their steps).
 struct TallKernel {
   int tokens, rows, groups, per_group;
   double step_ns;

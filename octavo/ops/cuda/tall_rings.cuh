@@ -41,7 +41,8 @@ struct TallShape {
   static constexpr int kMultiplyRegisters = 224;
   static constexpr int kCopyRegisters = 56;
   static_assert(!kGated || (kRowGroups == 2 && kTokenGroups == 1 && kRows == kBlock));
-  static_assert(kGroups <= 2 && kPerGroup <= 2 && (kPerGroup == 1 || kSpan == 1) && 4 % kSpan == 0);
+  static_assert(kGroups <= 2 && kPerGroup <= 2 && (kPerGroup == 1 || kSpan == 1) &&
+                kScaleBoxSteps % kSpan == 0);
 };
 
 // The tokens' scales in shared memory: boxes of kScaleBoxSteps steps of a tile's kTokens tokens, a token's
@@ -55,8 +56,9 @@ struct TallScales {
 
   // The n-th box since the kernel's beginning.
   __device__ std::uint32_t box(std::uint32_t n) const { return data + n % kScaleBoxes * kBoxBytes; }
-  // Of the tile's first token. Steps are counted in whole boxes, a tile's from a box's first on. Not by box():
-  // ptxas then multiplies scales between a unit's products, which wait for it (docs/results/gpu-gemm.md).
+  // Of the tile's first token. Steps are counted in whole boxes, a tile's from a box's first on. Not by
+  // box(): ptxas then multiplies scales between a unit's products, which wait for it
+  // (docs/results/gpu-gemm.md).
   __device__ const float* of_step(std::uint32_t step) const {
     return static_cast<const float*>(__cvta_shared_to_generic(data)) +
            step / kScaleBoxSteps % kScaleBoxes * (kBoxBytes / 4) + step % kScaleBoxSteps;

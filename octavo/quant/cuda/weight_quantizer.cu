@@ -152,8 +152,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
   }
 
   const std::int64_t out_stride = job.out_stride == 0 ? job.cols : job.out_stride;
-  const bool store_whole = count_here == 8 && out_stride % 8 == 0 &&
-                           (reinterpret_cast<std::uintptr_t>(job.out) & kAlign) == 0;
+  const bool store_whole =
+      count_here == 8 && out_stride % 8 == 0 && (reinterpret_cast<std::uintptr_t>(job.out) & kAlign) == 0;
   const std::int64_t out_at = first_row * out_stride + col;
   const Scale scale = device_scale(__uint_as_float(largest), options);
   if (job.target == WeightJob::Target::kE4M3 && threadIdx.x == 0)
