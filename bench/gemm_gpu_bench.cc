@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "bench/gpu_timing.h"
 #include "octavo/ops/cuda/fp8_chain.h"
 #include "octavo/ops/cuda/gemm_task.h"
 #include "octavo/ops/cuda/kernels.h"
@@ -30,6 +31,7 @@ using cuda::check;
 using cuda::DeviceBuffer;
 using cuda::Fp8Gemm;
 using cuda::GemmPlan;
+using cuda::RecordedGraph;
 
 struct Layer {
   const char* name;
@@ -41,27 +43,6 @@ constexpr std::int64_t kMaxTokens = 8192;
 constexpr std::int64_t kMaxOut = 28672;
 constexpr std::int64_t kMaxIn = 14336;
 constexpr std::size_t kPool = std::size_t{1} << 30;  // bytes of weights that the rotation goes through
-
-// What `record` launches, as a graph.
-class Graph {
- public:
-  Graph(cudaStream_t stream, const std::function<void()>& record) {
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-    record();
-    check(cudaStreamEndCapture(stream, &graph), "capture");
-    check(cudaGraphInstantiate(&exec_, graph, 0), "graph");
-    check(cudaGraphDestroy(graph), "graph");
-  }
-  ~Graph() { cudaGraphExecDestroy(exec_); }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-
-  void launch(cudaStream_t stream) const { check(cudaGraphLaunch(exec_, stream), "graph launch"); }
-
- private:
-  cudaGraphExec_t exec_ = nullptr;
-};
 
 class Bench {
  public:
@@ -102,26 +83,7 @@ class Bench {
 
   // Microseconds of a replay of what `record` launches.
   double replay_us(const std::function<void()>& record, int replays = 20) {
-    const Graph graph(stream_, record);
-    cudaEvent_t begin = nullptr;
-    cudaEvent_t end = nullptr;
-    check(cudaEventCreate(&begin), "event");
-    check(cudaEventCreate(&end), "event");
-    std::vector<float> times;
-    for (int i = 0; i < replays + 3; ++i) {
-      check(cudaEventRecord(begin, stream_), "event");
-      graph.launch(stream_);
-      check(cudaEventRecord(end, stream_), "event");
-      check(cudaStreamSynchronize(stream_), "replay");
-      float ms = 0;
-      check(cudaEventElapsedTime(&ms, begin, end), "event");
-      if (i >= 3) times.push_back(ms);
-    }
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
-    const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
-    std::nth_element(times.begin(), middle, times.end());
-    return *middle * 1000.0;
+    return RecordedGraph(stream_, record).median_ms(3, replays) * 1000.0;
   }
 
   // One layer over rotated weights, as the peers' benchmark does.
@@ -131,17 +93,15 @@ class Bench {
   // Under load: after a second of nothing else, by the wall clock of the next.
   double loaded_us(const Layer& layer, std::int64_t tokens) {
     using Clock = std::chrono::steady_clock;
-    const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
-    const std::size_t sets = std::min(kPool / bytes, std::size_t{24});
-    const Graph graph(stream_, [&] {
-      for (std::size_t i = 0; i < sets; ++i) cuda::fp8_gemm(gemm(layer, tokens, i * bytes), stream_);
-    });
+    const std::size_t sets = sets_of(layer);
+    const RecordedGraph graph(stream_,
+                              record(layer, tokens, sets, [&](const Fp8Gemm& g) { launch(g, nullptr); }));
     const auto us_of_a_second = [&] {
       const auto begin = Clock::now();
       std::chrono::duration<double, std::micro> passed{};
       std::size_t launches = 0;
       for (; passed < std::chrono::seconds(1); passed = Clock::now() - begin) {
-        for (int i = 0; i < 4; ++i, ++launches) graph.launch(stream_);
+        for (int i = 0; i < 4; ++i, ++launches) graph.launch();
         check(cudaStreamSynchronize(stream_), "replay");
       }
       return passed.count() / static_cast<double>(sets * launches);
@@ -234,19 +194,26 @@ class Bench {
   }
 
  private:
+  // How many times a layer's weights fit into the pool, as far as that is of use.
+  static std::size_t sets_of(const Layer& layer) {
+    return std::min(kPool / static_cast<std::size_t>(layer.out * layer.in), std::size_t{24});
+  }
+  // launch_one of a layer with one set of its weights after the other.
+  std::function<void()> record(const Layer& layer, std::int64_t tokens, std::size_t sets,
+                               const std::function<void(const Fp8Gemm&)>& launch_one) const {
+    return [this, layer, tokens, sets, launch_one] {
+      const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
+      for (std::size_t i = 0; i < sets; ++i) launch_one(gemm(layer, tokens, i * bytes));
+    };
+  }
   // Microseconds of what launch_one does with a layer, over rotated weights.
   double rotated_us(const Layer& layer, std::int64_t tokens,
                     const std::function<void(const Fp8Gemm&)>& launch_one) {
-    const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
-    const std::size_t sets = tokens >= 1024 ? 4 : std::min(kPool / bytes, std::size_t{24});
+    const std::size_t sets = tokens >= 1024 ? 4 : sets_of(layer);
     // Under a load of seconds the card lowers its clock to keep within its power limit: every measurement
     // begins rested, as the peers' do.
     if (tokens >= 128) std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    return replay_us(
-               [&] {
-                 for (std::size_t i = 0; i < sets; ++i) launch_one(gemm(layer, tokens, i * bytes));
-               },
-               tokens >= 4096 ? 10 : 20) /
+    return replay_us(record(layer, tokens, sets, launch_one), tokens >= 4096 ? 10 : 20) /
            static_cast<double>(sets);
   }
   void launch(const Fp8Gemm& g, const GemmPlan* plan) {
@@ -350,23 +317,27 @@ void tune(Bench& bench, std::vector<std::int64_t> tokens) {
 
 int run_bench(const std::vector<std::string>& arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  Bench bench;
   const std::string what = arguments.empty() ? "" : arguments[0];
-  if (what == "chain") return chain(bench), 0;
-  if (what == "table" || what == "gated" || what == "tune" || what == "load") {
-    std::vector<std::int64_t> tokens;
-    for (std::size_t i = 1; i < arguments.size(); ++i) tokens.push_back(std::stoll(arguments[i]));
-    for (const std::int64_t m : tokens)
-      if (m < 1 || m > kMaxTokens) {
-        fmt::print(stderr, "gemm_gpu_bench: {} tokens: there is room for 1 to {}\n", m, kMaxTokens);
-        return 2;
-      }
-    const auto run = what == "table" ? table : what == "load" ? load : what == "tune" ? tune : gated;
-    return run(bench, tokens), 0;
+  const auto run = what == "table"   ? table
+                   : what == "load"  ? load
+                   : what == "gated" ? gated
+                   : what == "tune"  ? tune
+                                     : nullptr;
+  if (run == nullptr && what != "chain") {
+    fmt::print(stderr,
+               "usage: gemm_gpu_bench table [M ...] | load [M ...] | chain | gated [M ...] | tune [M ...]\n");
+    return 2;
   }
-  fmt::print(stderr,
-             "usage: gemm_gpu_bench table [M ...] | load [M ...] | chain | gated [M ...] | tune [M ...]\n");
-  return 2;
+  std::vector<std::int64_t> tokens;
+  for (std::size_t i = 1; i < arguments.size(); ++i) tokens.push_back(std::stoll(arguments[i]));
+  for (const std::int64_t m : tokens)
+    if (m < 1 || m > kMaxTokens) {
+      fmt::print(stderr, "gemm_gpu_bench: {} tokens: there is room for 1 to {}\n", m, kMaxTokens);
+      return 2;
+    }
+  Bench bench;
+  run == nullptr ? chain(bench) : run(bench, tokens);
+  return 0;
 }
 
 }  // namespace octavo

@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "bench/gpu_timing.h"
 #include "bench/memory_rate.h"
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/quant/cuda/activation_quantizer.h"
@@ -43,32 +44,10 @@ DeviceBuffer random_values(std::size_t bytes) {
 
 // Microseconds of one launch(set).
 double time_us(int sets, const std::function<void(int)>& launch) {
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t exec = nullptr;
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-  for (int i = 0; i < sets; ++i) launch(i);
-  check(cudaStreamEndCapture(stream, &graph), "capture");
-  check(cudaGraphInstantiate(&exec, graph, 0), "graph");
-  cudaEvent_t begin = nullptr;
-  cudaEvent_t end = nullptr;
-  check(cudaEventCreate(&begin), "event");
-  check(cudaEventCreate(&end), "event");
-  std::vector<float> times;
-  for (int i = 0; i < 25; ++i) {
-    check(cudaEventRecord(begin, stream), "event");
-    check(cudaGraphLaunch(exec, stream), "graph launch");
-    check(cudaEventRecord(end, stream), "event");
-    check(cudaStreamSynchronize(stream), "replay");
-    float ms = 0;
-    check(cudaEventElapsedTime(&ms, begin, end), "event");
-    if (i >= 5) times.push_back(ms);
-  }
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  std::nth_element(times.begin(), times.begin() + 10, times.end());
-  return times[10] * 1000.0 / sets;
+  const cuda::RecordedGraph graph(stream, [&] {
+    for (int i = 0; i < sets; ++i) launch(i);
+  });
+  return graph.median_ms(5, 20) * 1000.0 / sets;
 }
 
 void row(const std::string& name, std::int64_t rows, double bytes, double us) {

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/gpu_timing.h"
 #include "octavo/engine/device.h"
 #include "octavo/model/model.h"
 #include "octavo/ops/cuda/cuda_ops.h"
@@ -99,28 +100,6 @@ class PartialOps final : public Ops {
   Ops& inner_;
   const Model& model_;
 };
-
-double median_ms(cudaGraphExec_t graph, cudaStream_t stream) {
-  cudaEvent_t begin = nullptr;
-  cudaEvent_t end = nullptr;
-  check(cudaEventCreate(&begin), "event");
-  check(cudaEventCreate(&end), "event");
-  std::vector<float> times;
-  constexpr int kReplays = 4;
-  for (int run = 0; run < 8; ++run) {
-    check(cudaEventRecord(begin, stream), "event");
-    for (int i = 0; i < kReplays; ++i) check(cudaGraphLaunch(graph, stream), "launch of a graph");
-    check(cudaEventRecord(end, stream), "event");
-    check(cudaEventSynchronize(end), "replays");
-    float ms = 0;
-    check(cudaEventElapsedTime(&ms, begin, end), "event");
-    if (run > 1) times.push_back(ms / kReplays);
-  }
-  std::sort(times.begin(), times.end());
-  check(cudaEventDestroy(begin), "event");
-  check(cudaEventDestroy(end), "event");
-  return times[times.size() / 2];
-}
 
 struct Step {
   std::string name;
@@ -221,16 +200,9 @@ void run(const std::string& shape, const std::vector<Step>& steps) {
     for (const auto& [name, part] : kParts) {
       partial.skipped = part;
       partial.separate = !table.back().empty();
-      cudaGraph_t graph = nullptr;
-      cudaGraphExec_t instance = nullptr;
-      check(cudaStreamBeginCapture(ops.stream(), cudaStreamCaptureModeThreadLocal), "begin of a capture");
-      step();
-      check(cudaStreamEndCapture(ops.stream(), &graph), "end of a capture");
-      check(cudaGraphInstantiate(&instance, graph, 0), "making of a graph");
-      const double ms = median_ms(instance, ops.stream());
+      constexpr int kLaunches = 4;
+      const double ms = cuda::RecordedGraph(ops.stream(), step).median_ms(2, 6, kLaunches) / kLaunches;
       table.back().push_back(part == 0 ? ms : table.back()[1] - ms);
-      check(cudaGraphExecDestroy(instance), "end of a graph");
-      check(cudaGraphDestroy(graph), "end of a graph");
     }
   }
   fmt::print("{}, {}: ms of a step\n{:<18}", ops.name(), shape, "sequences");
