@@ -89,7 +89,12 @@ double log_softmax_at(const std::vector<float>& logits, std::size_t at) {
   return logits[at] - largest - std::log(sum);
 }
 
-class TinyModel : public testing::TestWithParam<std::string> {};
+class TinyModel : public testing::TestWithParam<std::string> {
+ protected:
+  const std::string folder = kTiny + GetParam();
+  const nlohmann::json golden = parse_json(read_file(folder + "/golden.json"), folder);
+  const std::vector<std::int32_t> ids = golden["token_ids"].get<std::vector<std::int32_t>>();
+};
 INSTANTIATE_TEST_SUITE_P(Golden, TinyModel, testing::ValuesIn(tiny_models()),
                          [](const auto& test) { return test.param; });
 
@@ -97,9 +102,6 @@ INSTANTIATE_TEST_SUITE_P(Golden, TinyModel, testing::ValuesIn(tiny_models()),
 // tensors are rounded to bf16 (relative half step 2^-8, uncorrelated): √15 · 2^-8 · 2 ≈ 0.03 is one standard
 // deviation of a logit's error. The mean must stay near it, no logit may exceed six.
 TEST_P(TinyModel, LogitsEqualTransformersWithinBf16) {
-  const std::string folder = kTiny + GetParam();
-  const auto golden = parse_json(read_file(folder + "/golden.json"), folder);
-  const auto ids = golden["token_ids"].get<std::vector<std::int32_t>>();
   Runner runner(folder, {.precision = Precision::kBF16}, best_isa());
   const auto rows = runner.run(ids, ids.size());
 
@@ -125,9 +127,6 @@ TEST_P(TinyModel, LogitsEqualTransformersWithinBf16) {
 }
 
 TEST_P(TinyModel, ChunkingChangesNoBit) {
-  const std::string folder = kTiny + GetParam();
-  const auto golden = parse_json(read_file(folder + "/golden.json"), folder);
-  const auto ids = golden["token_ids"].get<std::vector<std::int32_t>>();
   for (const Precision precision : {Precision::kFP8, Precision::kBF16}) {
     Runner runner(folder, {.precision = precision}, best_isa());
     const auto whole = runner.run(ids, ids.size());
@@ -138,9 +137,6 @@ TEST_P(TinyModel, ChunkingChangesNoBit) {
 
 // The last layer computes only the tokens whose logits are wanted, and in some chunks none is.
 TEST_P(TinyModel, WhatIsNotWantedChangesNoBit) {
-  const std::string folder = kTiny + GetParam();
-  const auto golden = parse_json(read_file(folder + "/golden.json"), folder);
-  const auto ids = golden["token_ids"].get<std::vector<std::int32_t>>();
   for (const Precision precision : {Precision::kFP8, Precision::kBF16}) {
     Runner runner(folder, {.precision = precision}, best_isa());
     const auto all = runner.run(ids, ids.size());
@@ -157,9 +153,6 @@ TEST_P(TinyModel, WhatIsNotWantedChangesNoBit) {
 }
 
 TEST_P(TinyModel, InstructionSetsAgreeToTheBit) {
-  const std::string folder = kTiny + GetParam();
-  const auto golden = parse_json(read_file(folder + "/golden.json"), folder);
-  const auto ids = golden["token_ids"].get<std::vector<std::int32_t>>();
   const auto portable = Runner(folder, {.precision = Precision::kFP8}, Isa::kPortable).run(ids, 20);
   for (const Isa isa : supported_isas())
     if (isa != Isa::kAmxBf16) {  // which adds in another order; ops_test bounds it

@@ -281,8 +281,10 @@ TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
 // As prompts have: rings, scales and results that wait to be stored go on from tile to tile.
 TEST_F(GpuGemm, ABlockOfThreadsComputesTileAfterTile) {
   // Few steps, for which some rings are shortened (five: 64x128's), and more than one box of scales.
-  for (const std::int64_t k : {16 * random_.in(8, 30), std::int64_t{640}, 16 * random_.in(33, 80)}) {
-    const bool as_models = k != 640;
+  for (const auto& [k, as_models] : {std::pair{16 * random_.in(8, 30), false},
+                                     {16 * random_.in(8, 30), true},
+                                     {std::int64_t{640}, false},
+                                     {16 * random_.in(33, 80), true}}) {
     Problem problem(random_, random_.in(2100, 2300), 16 * random_.in(240, 280), k, true);
     if (as_models) problem.share_scales_by_blocks();
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << problem.m << " N " << problem.n

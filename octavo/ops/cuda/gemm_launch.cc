@@ -118,10 +118,10 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   if (plan.tall) {
     task.scale_box = static_cast<int>(std::min<std::int64_t>(g.tokens, plan.tokens));
     task.scale_map = scale_map(g.x_scales, g.tokens, g.in, task.scale_box);
+    if (!plan.gated)
+      task.y_map = result_map(static_cast<const bf16*>(g.y), g.tokens, g.out, g.y_stride,
+                              result_box(plan.rows_of_group()));
   }
-  if (plan.tall && !plan.gated)
-    task.y_map = result_map(static_cast<const bf16*>(g.y), g.tokens, g.out, g.y_stride,
-                            result_box(plan.rows_of_group()));
   task.y_stride = g.y_stride;
   task.tokens = static_cast<int>(g.tokens);
   task.out = static_cast<int>(g.out);
