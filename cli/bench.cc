@@ -214,6 +214,10 @@ CLI::Option* add_rollout_bench_flags(CLI::App& app, RolloutBench& bench) {
       ->needs(sequences)
       ->check(at_least(1))
       ->capture_default_str();
+  app.add_option("--max-batch-tokens", bench.max_batch_tokens,
+                 "Tokens computed in one step, with --sequences (0: 512, on a GPU 8192)")
+      ->needs(sequences)
+      ->check(at_least(0));
   return sequences;
 }
 

@@ -78,6 +78,7 @@ void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool 
   EngineFlags flags;
   flags.max_sequences = *std::max_element(bench.sequences.begin(), bench.sequences.end());
   flags.max_context = bench.prompt + bench.output;
+  flags.max_batch_tokens = bench.max_batch_tokens;
   EngineOptions options = flags.options(model.device);
   options.prefix_cache = false;  // every prompt is to be computed
   Session session(model, options, false);

@@ -13,6 +13,7 @@ struct RolloutBench {
   std::vector<std::int64_t> sequences;  // empty: not asked for
   std::int64_t prompt = 128;
   std::int64_t output = 512;
+  std::int64_t max_batch_tokens = 0;  // see EngineFlags
 };
 
 void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool json);
