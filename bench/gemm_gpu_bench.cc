@@ -294,22 +294,21 @@ void gated(Bench& bench, std::vector<std::int64_t> tokens) {
   }
 }
 
-// Every tall kernel, alone and in clusters, and the narrow ones.
+// Every tall kernel, and the narrow ones.
 void tune(Bench& bench, std::vector<std::int64_t> tokens) {
   if (tokens.empty()) tokens = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
-  fmt::print("| M | layer | tile, cluster | us |\n|---|---|---|---|\n");
+  fmt::print("| M | layer | tile | us |\n|---|---|---|---|\n");
   for (const std::int64_t m : tokens)
     for (const Layer& layer : kLayers) {
       if (m >= 1024 && layer.out < 28672 && layer.in < 8192) continue;
       const auto row = [&](const GemmPlan& plan) {
-        fmt::print("| {} | {} | {}{}x{}, {} | {:.1f} |\n", m, layer.name, plan.tall ? "" : "narrow ",
-                   plan.tokens, plan.rows, plan.cluster, bench.layer_us(layer, m, &plan));
+        fmt::print("| {} | {} | {}{}x{} | {:.1f} |\n", m, layer.name, plan.tall ? "" : "narrow ", plan.tokens,
+                   plan.rows, bench.layer_us(layer, m, &plan));
       };
       if (m <= 16) row(cuda::plan_narrow_gemm(layer.out, m));
       for (const cuda::TallKernel& kernel : cuda::kTallKernels)
         if (kernel.tokens <= std::max<std::int64_t>(m, 64) && (m < 512 || kernel.rows >= 96))
-          for (int cluster = 1; cluster <= (m >= 512 ? cuda::kMaxCluster : 1); ++cluster)
-            row(cuda::tall_plan(kernel, cluster));
+          row(cuda::tall_plan(kernel, 1));
     }
 }
 

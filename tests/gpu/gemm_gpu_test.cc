@@ -240,7 +240,7 @@ TEST_F(GpuGemm, ShapesOfModels) {
     }
 }
 
-// Every kernel, cluster size and ring must give the bits that the chooser's gives.
+// Every kernel and ring must give the bits that the chooser's gives.
 TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
   for (int round = 0; round < 3; ++round) {
     const Problem problem(random_, 270, 16 * random_.in(20, 50), 16 * random_.in(20, 60), true);
@@ -252,10 +252,10 @@ TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
       while (plan.shared_bytes() > cuda::kMaxSharedBytes && plan.weight_stages > cuda::kMinStages)
         --plan.weight_stages, plan.token_stages = plan.tall ? plan.weight_stages : plan.token_stages;
       if (plan.shared_bytes() > cuda::kMaxSharedBytes) return;
-      SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " N " << problem.n
-                                      << " K " << problem.k << (plan.tall ? " tall" : " narrow") << " tokens "
-                                      << plan.tokens << " groups " << plan.groups << "x" << plan.per_group
-                                      << " rows " << plan.rows << " cluster " << plan.cluster);
+      SCOPED_TRACE(testing::Message()
+                   << "seed " << random_.seed() << " M " << m << " N " << problem.n << " K " << problem.k
+                   << (plan.tall ? " tall" : " narrow") << " tokens " << plan.tokens << " groups "
+                   << plan.groups << "x" << plan.per_group << " rows " << plan.rows);
       const auto want = problem.run(0, m);
       const auto got =
           problem.run(0, m, [&](const cuda::Fp8Gemm& gemm) { cuda::fp8_gemm(gemm, plan, nullptr); });
@@ -272,9 +272,7 @@ TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
         plan.rows = static_cast<int>(16 * random_.in(1, 4 * groups));
         expect_bits(plan);
       }
-    for (const cuda::TallKernel& kernel : cuda::kTallKernels)
-      for (int cluster = 1; cluster <= cuda::kMaxCluster; ++cluster)
-        expect_bits(cuda::tall_plan(kernel, cluster));
+    for (const cuda::TallKernel& kernel : cuda::kTallKernels) expect_bits(cuda::tall_plan(kernel, 1));
   }
 }
 
@@ -295,12 +293,11 @@ TEST_F(GpuGemm, ABlockOfThreadsComputesTileAfterTile) {
     };
     const auto want = run(cuda::plan_narrow_gemm(problem.n, 16));
     problem.expect_right(random_, want, 4000);
-    for (const cuda::TallKernel& kernel : cuda::kTallKernels)
-      for (int cluster = 1; cluster <= cuda::kMaxCluster; ++cluster) {
-        const auto got = run(cuda::tall_plan(kernel, cluster));
-        EXPECT_TRUE(same(got.data(), want.data(), static_cast<std::int64_t>(want.size())))
-            << kernel.tokens << "x" << kernel.rows << " cluster " << cluster;
-      }
+    for (const cuda::TallKernel& kernel : cuda::kTallKernels) {
+      const auto got = run(cuda::tall_plan(kernel, 1));
+      EXPECT_TRUE(same(got.data(), want.data(), static_cast<std::int64_t>(want.size())))
+          << kernel.tokens << "x" << kernel.rows;
+    }
   }
 }
 

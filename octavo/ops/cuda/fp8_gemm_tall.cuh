@@ -12,6 +12,13 @@
 
 namespace octavo::cuda {
 
+// By a predicate: at the end of a branch the value would be moved to where it is kept, which waits for it.
+__device__ inline void load_if(bool wanted, float& value, const float* from) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p ld.global.nc.f32 %0, [%2];\n}"
+               : "+f"(value)
+               : "r"(static_cast<int>(wanted)), "l"(from));
+}
+
 // The scales of a warpgroup's kCount times 16 rows, in the registers of a warp. Where these share one row of
 // scales, or the first of them one and the rest another, those are held for 32 steps, with the next 32, of
 // the next tile too, under way meanwhile; otherwise each step's come when the one before ends.
@@ -60,7 +67,7 @@ struct RowScales {
 #pragma unroll
     for (int end = 0; end < kEnds; ++end) {
       held[end] = next[end];
-      if (first + 32 + lane < steps) next[end] = of[end][first + 32 + lane];
+      load_if(first + 32 + lane < steps, next[end], of[end] + first + 32 + lane);
     }
   }
 };
@@ -89,7 +96,7 @@ struct TallMultiplier {
   const TallRing<Shape>& ring;
   int warp, lane;
   std::uint32_t first_tokens, first_rows;  // of stage 0
-  StageRelease release;
+  StageRelease<Shape::kGated> release;
   Stage at, next;                // which is multiplied, and the one after it
   bool ready = false;            // the one after it is there
   std::uint32_t scale_step = 0;  // of the boxes of scales, from the kernel's beginning
@@ -232,8 +239,9 @@ struct TallMultiplier {
     Scales<kSplit> scales;
   };
   // Where kShort is not, and so a stage is one step: from where the products of a unit, of tile kTile of
-  // stage `first`, are there to where those of the next are. Between the end of products and the beginning of
-  // the next there is nothing but what must be: the other warpgroup's products take no longer than that.
+  // stage `first`, are there to where those of the next are under way (kMore: there is one). Between the end
+  // of products and the beginning of the next there is nothing but what must be: the other warpgroup's
+  // products take no longer than that.
   static_assert(Shape::kShort || kSpan == 1);
   template <int kSplit, int kTile, bool kMore>
   __device__ void end(Unit<kSplit>& unit, Unit<kSplit>& next_unit, int first) {
@@ -250,7 +258,6 @@ struct TallMultiplier {
       if (kNext == kPerGroup - 1) look_ahead();
     }
     if constexpr (kSets == 2) add<kSplit>(unit.blocks, kTile, first, unit.scales);
-    if constexpr (kMore) wgmma_wait<0>();
   }
   // Bound by memory: one copy of everything, for between two layers of a step a multiprocessor has forgotten
   // the instructions, and fetches them again while nothing else can be done.
@@ -270,8 +277,8 @@ struct TallMultiplier {
       at = next;
     }
   }
-  template <int kSplit>
-  __device__ void sum() {
+  template <int kSplit, typename Store>
+  __device__ void sum(const Store& store) {
     if constexpr (Shape::kShort) return sum_short<kSplit>();
     Unit<kSplit> units[kSets];
     Unit<kSplit>& one = units[0];
@@ -288,29 +295,34 @@ struct TallMultiplier {
     int first = 0;
     for (; first < steps - kSteps; first += kSteps) {
       end<kSplit, 0, true>(one, other, first);
+      wgmma_wait<0>();
       end<kSplit, kTile, true>(other, one, first + kSteps - 1);
+      wgmma_wait<0>();
     }
     if (kPerGroup == 1 && first == steps - 1) return end<kSplit, 0, false>(one, other, first);
     end<kSplit, 0, true>(one, other, first);
+    if constexpr (Shape::kStoresEarly) store(0);
+    wgmma_wait<0>();
     end<kSplit, kTile, false>(other, one, first + kSteps - 1);
   }
-  // Of the tile that begin_tile() has prepared. Where a row of scales ends inside a tile depends on where the
-  // tile begins, at a multiple of kRows: a loop for each place, where these are few.
-  template <int kSplit = Shape::kRowScales>
-  __device__ void sum_tile() {
+  // Of the tile that begin_tile() has prepared; where kStoresEarly, store(0) stores the first 64 tokens'.
+  // Where a row of scales ends inside a tile depends on where the tile begins, at a multiple of kRows: a loop
+  // for each place, where these are few.
+  template <int kSplit = Shape::kRowScales, typename Store>
+  __device__ void sum_tile(const Store& store) {
     constexpr int kStep = std::gcd(kRows, static_cast<int>(kBlock)) / 16;
     constexpr int kBefore = (kSplit - 1) / kStep * kStep;
     if constexpr (kSplit == kSome) {
-      if (row_scales.split > 0) return sum<kSome>();
-      sum<0>();
+      if (row_scales.split > 0) return sum<kSome>(store);
+      sum<0>(store);
     } else {
-      if (row_scales.split == kSplit) return sum<kSplit>();
+      if (row_scales.split == kSplit) return sum<kSplit>(store);
       if constexpr (kStep == 1)
-        return sum_tile<kSome>();
+        return sum_tile<kSome>(store);
       else if constexpr (kBefore == 0)
-        sum<0>();
+        sum<0>(store);
       else
-        sum_tile<kBefore>();
+        sum_tile<kBefore>(store);
     }
   }
 };
@@ -360,12 +372,16 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       order.tile(item, [&](int row_tile, int token_tile) {
         multiplier.begin_tile(row_tile);
         look_up(item + order.step());
-        multiplier.sum_tile();
+        const auto store = [&](int t) {
+          if constexpr (Shape::kGated)
+            results.store_gated(multiplier.sums[t], t, multiplier.row, row_tile, token_tile);
+          else
+            results.store(multiplier.sums[t], t, multiplier.row, token_tile);
+        };
+        multiplier.sum_tile(store);
         multiplier.row_scales.prefetch(task, lane);
-        if constexpr (Shape::kGated)
-          results.store_gated(multiplier.sums, multiplier.row, row_tile, token_tile);
-        else
-          results.store(multiplier.sums, multiplier.row, token_tile);
+        if constexpr (Shape::kPerGroup == 2 && !Shape::kStoresEarly) store(0);
+        store(Shape::kPerGroup - 1);
       });
     wait_for_stores();  // shared memory is the next block's then
   }

@@ -109,15 +109,14 @@ void check_operands(const GemmOperands& g) {
 }
 
 GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
-  assert(plan.tall || plan.cluster == 1);
+  assert(plan.gated || plan.cluster == 1);
   GemmTask task{};
   task.weight_map =
       tensor_map(g.weight, g.element_bytes, g.out, g.in, plan.gated ? plan.rows / 2 : plan.rows);
   task.token_box = plan.token_box(g.tokens);
   task.token_map = tensor_map(g.x, g.element_bytes, g.tokens, g.in, task.token_box);
   if (plan.tall) {
-    task.scale_box = static_cast<int>(std::min<std::int64_t>(g.tokens, plan.tokens));
-    task.scale_map = scale_map(g.x_scales, g.tokens, g.in, task.scale_box);
+    task.scale_map = scale_map(g.x_scales, g.tokens, g.in, task.token_box);
     if (!plan.gated)
       task.y_map = result_map(static_cast<const bf16*>(g.y), g.tokens, g.out, g.y_stride,
                               result_box(plan.rows_of_group()));
@@ -129,12 +128,9 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   task.stages = (task.steps + plan.steps() - 1) / plan.steps();
   task.rows = plan.rows;
   task.cluster = plan.cluster;
-  task.shares_weights = plan.gated;
-  const auto items = [](std::int64_t tiles, int of_cluster) {
-    return static_cast<int>((tiles + of_cluster - 1) / of_cluster);
-  };
-  task.row_items = items(plan.row_tiles(g.out), task.shares_weights ? 1 : plan.cluster);
-  task.token_items = items(plan.token_tiles(g.tokens), task.shares_weights ? plan.cluster : 1);
+  task.row_items = static_cast<int>(plan.row_tiles(g.out));
+  task.token_items = static_cast<int>((plan.token_tiles(g.tokens) + plan.cluster - 1) / plan.cluster);
+  task.row_band = plan.row_band(g.tokens);
   task.weight_stages = plan.tall ? plan.stages_for(task.steps) : plan.weight_stages;
   task.token_stages = plan.token_stages;
   assert(std::min(task.weight_stages, task.token_stages) >= kMinStages);

@@ -40,6 +40,7 @@ void deal_stages(GemmPlan& plan) {
 }  // namespace
 
 GemmPlan tall_plan(const TallKernel& kernel, int cluster) {
+  assert(kernel.gated || cluster == 1);
   GemmPlan plan;
   plan.tall = true;
   plan.tokens = kernel.tokens;
@@ -50,12 +51,6 @@ GemmPlan tall_plan(const TallKernel& kernel, int cluster) {
   plan.cluster = cluster;
   deal_stages(plan);
   return plan;
-}
-
-int GemmPlan::token_box(std::int64_t m) const {
-  const int shares = gated ? 1 : cluster;
-  if (m > tokens) return tokens / shares;
-  return static_cast<int>(shares == 1 ? m : ceil_div(ceil_div(m, shares), 8) * 8);
 }
 
 std::size_t GemmPlan::shared_bytes() const {
@@ -104,17 +99,14 @@ const TallKernel& best_tall(bool gated, std::int64_t out, std::int64_t in, std::
 
 GemmPlan plan_tall(bool gated, std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
   const TallKernel& best = best_tall(gated, out, in, m, multiprocessors);
+  if (!gated) return tall_plan(best, 1);
   // Blocks that read the same at the same time read it from L2 once in any case; in pairs it takes less
-  // energy, which is what bounds prompts: gated, where weights are shared, a few percent from two tiles of
-  // tokens on, otherwise only at some thousand tokens. But not where a tile without a partner makes another
-  // round.
+  // energy, which is what bounds prompts. But not where a tile without a partner makes another round.
   const std::int64_t row_tiles = ceil_div(out, best.rows);
   const std::int64_t token_tiles = ceil_div(m, best.tokens);
-  const std::int64_t pairs =
-      gated ? row_tiles * ceil_div(token_tiles, 2) : ceil_div(row_tiles, 2) * token_tiles;
+  const std::int64_t pairs = row_tiles * ceil_div(token_tiles, 2);
   const std::int64_t rounds = ceil_div(row_tiles * token_tiles, multiprocessors);
-  const bool wanted = gated ? token_tiles > 1 : m >= 2048 && rounds > 1;
-  const bool paired = wanted && ceil_div(pairs, std::max(1, multiprocessors / 2)) <= rounds;
+  const bool paired = token_tiles > 1 && ceil_div(pairs, std::max(1, multiprocessors / 2)) <= rounds;
   return tall_plan(best, paired ? 2 : 1);
 }
 

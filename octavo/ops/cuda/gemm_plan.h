@@ -47,8 +47,8 @@ struct GemmPlan {
   int groups = 0;     // warpgroups that multiply: 1, 2 or 4; tall: 1 or 2
   int per_group = 0;  // 64-row tiles a warpgroup (tall: of tokens): 1, or 2
   int rows = 0;       // weight rows of a tile: a multiple of 16; narrow: at most 64 · groups · per_group
-  // Tall: blocks of threads of neighbouring rows that share the tokens' loads, each bringing its part to all;
-  // gated, of neighbouring tokens that share the weights'.
+  // Gated: blocks of threads of neighbouring tokens that share the weights' loads, each bringing its part to
+  // all.
   int cluster = 1;
   // Of the rings: what fits ahead of the tensor cores. Tall: equal.
   int weight_stages = 0;
@@ -74,8 +74,11 @@ struct GemmPlan {
   // replaced that is still read, where tiles are short and bring many.
   int stages_for(int tile_steps) const;
   // Tokens that one copy brings. Where one tile holds them all, no more than there are: copies of rows beyond
-  // the matrix take several times as long. A block's share begins at a whole swizzle pattern of eight.
-  int token_box(std::int64_t m) const;
+  // the matrix take several times as long.
+  int token_box(std::int64_t m) const { return m < tokens ? static_cast<int>(m) : tokens; }
+  // Tiles of rows that take turns over the tokens, so that at any time about as many rows are read as tokens
+  // and both come from L2. Up to 2048 tokens it is one: all tokens take turns over the weights.
+  int row_band(std::int64_t m) const { return m <= 2048 || rows > 2048 ? 1 : 2048 / rows; }
   std::int64_t row_tiles(std::int64_t out) const { return (out + rows - 1) / rows; }
   std::int64_t token_tiles(std::int64_t m) const { return (m + tokens - 1) / tokens; }
 };

@@ -10,30 +10,32 @@
 
 namespace octavo::cuda {
 
-constexpr int kBand = 16;  // items of tokens that take turns over the weights, so that both come from L2
-
-// How a warp tells the blocks that bring parts of its stages that it has read one: a lane each. Where it says
-// so, and which lanes do, is found out once: this is said between a stage's products and the next's.
+// How a warp tells the blocks that bring parts of its stages, its own or (kClustered) all of its cluster's,
+// that it has read one: a lane each. Where it says so, and which lanes do, is found out once: this is said
+// between a stage's products and the next's.
+template <bool kClustered>
 struct StageRelease {
   std::uint32_t here, there;  // the first stage's barrier
   bool own, other;
 
-  // To all `blocks` of the cluster.
-  __device__ StageRelease(std::uint32_t empty, int lane, int blocks) {
+  __device__ StageRelease(std::uint32_t empty, int lane, int blocks) : here(empty) {
     const auto rank = static_cast<std::uint32_t>(min(lane, blocks - 1));
-    here = empty;
-    there = address_in_block(empty, rank);
-    own = lane < blocks && rank == rank_in_cluster();
-    other = lane < blocks && rank != rank_in_cluster();
+    own = kClustered ? lane < blocks && rank == rank_in_cluster() : lane == 0;
+    if constexpr (kClustered) {
+      there = address_in_block(empty, rank);
+      other = lane < blocks && rank != rank_in_cluster();
+    }
   }
   __device__ void operator()(std::uint32_t stage) const {
     if (own) arrive(here + 8 * stage);
-    if (other) arrive_there(there + 8 * stage);
+    if constexpr (kClustered) {
+      if (other) arrive_there(there + 8 * stage);
+    }
   }
 };
 
-// Which tile comes next: the token tiles of a band side by side, then the next rows. The blocks of a cluster
-// take neighbouring rows or, where they share weights, neighbouring token tiles.
+// Which tile comes next: those of a band of rows side by side, then the next tokens'; after all tokens the
+// next band (GemmPlan::row_band). The blocks of a cluster take neighbouring token tiles.
 struct TileOrder {
   const GemmTask& task;
 
@@ -47,15 +49,13 @@ struct TileOrder {
     int row = item;
     int token = 0;
     if (task.token_items > 1) {
-      const int band = item / (kBand * task.row_items);
-      const int width = min(kBand, task.token_items - band * kBand);
-      const int inside = item - band * kBand * task.row_items;
-      row = inside / width;
-      token = band * kBand + inside % width;
+      const int band = item / (task.row_band * task.token_items);
+      const int width = min(task.row_band, task.row_items - band * task.row_band);
+      const int inside = item - band * task.row_band * task.token_items;
+      row = band * task.row_band + inside % width;
+      token = inside / width;
     }
-    const auto rank = static_cast<int>(rank_in_cluster());
-    const bool along_tokens = task.shares_weights;
-    visit(along_tokens ? row : row * task.cluster + rank, along_tokens ? token * task.cluster + rank : token);
+    visit(row, token * task.cluster + static_cast<int>(rank_in_cluster()));
   }
   template <typename Visit>
   __device__ void for_each(const Visit& visit) const {

@@ -18,7 +18,7 @@ namespace octavo::cuda {
 struct GemmTask {
   CUtensorMap weight_map;  // boxes of a tile's rows (gated, of half of them) × 128 bytes, 128-byte swizzle
   CUtensorMap token_map;   // boxes of token_box rows × 128 bytes
-  CUtensorMap scale_map;   // tall: of the tokens' scales, boxes of kScaleBoxSteps steps × scale_box tokens
+  CUtensorMap scale_map;   // tall: of the tokens' scales, boxes of kScaleBoxSteps steps × token_box tokens
   CUtensorMap y_map;  // tall, not gated: boxes of 64 tokens × result_box() rows, 128-byte swizzle where 64
   // E4M3 only.
   const float* weight_scales;
@@ -32,17 +32,15 @@ struct GemmTask {
   // Tall and gated: silu(gate) · up instead of y, of gate's rows, in E4M3.
   std::uint8_t* gated;
   float* gated_scales;
-  int tokens;     // M
-  int token_box;  // tokens that one copy brings: a block's share of a tile, or of all there are
-  int scale_box;  // tokens whose scales one copy brings: a tile's, or all there are
-  int out;        // N
-  int steps;      // of 128 bytes of a row
-  int stages;     // of a tile: steps / the plan's steps(), rounded up
-  int rows;       // of a tile
-  // Tall: so many blocks share a tile's tokens and have neighbouring rows or, gated, the other way round.
-  int cluster;
-  bool shares_weights;
+  int tokens;                  // M
+  int token_box;               // tokens that one copy brings: a tile's, or all there are
+  int out;                     // N
+  int steps;                   // of 128 bytes of a row
+  int stages;                  // of a tile: steps / the plan's steps(), rounded up
+  int rows;                    // of a tile
+  int cluster;                 // so many blocks share a tile's weights and have neighbouring tokens
   int row_items, token_items;  // tiles, those of a cluster counted as one
+  int row_band;                // see GemmPlan
   int weight_stages;
   int token_stages;
   bool gated_pow2;

@@ -37,9 +37,12 @@ struct TallShape {
   // has.
   static constexpr int kUnderWay = kShort && kGated ? 2 : 0;
   static_assert(kUnderWay <= kMinStages);  // a ring of fewer would wait for a stage that it has not begun
+  // A warpgroup's first 64 tokens' results are stored while the last products of its other 64 are under way.
+  // Gated, both warpgroups would have to wait for each other there, which is slower.
+  static constexpr bool kStoresEarly = kPerGroup == 2 && !kGated;
   // See GemmShape of gemm_kernel.cuh.
-  static constexpr int kMultiplyRegisters = 224;
-  static constexpr int kCopyRegisters = 56;
+  static constexpr int kMultiplyRegisters = 240;
+  static constexpr int kCopyRegisters = 24;
   static_assert(!kGated || (kRowGroups == 2 && kTokenGroups == 1 && kRows == kBlock));
   static_assert(kGroups <= 2 && kPerGroup <= 2 && (kPerGroup == 1 || kSpan == 1) &&
                 kScaleBoxSteps % kSpan == 0);
@@ -159,13 +162,10 @@ struct TallRing {
       }
     });
   }
-  // And their scales. Other blocks of a cluster share tokens: each brings its share to all, scales for
-  // itself.
+  // And their scales.
   __device__ void stream_tokens(const GemmTask& task) const {
-    const int shares = Shape::kGated ? 1 : task.cluster;
-    const int share = static_cast<int>(rank_in_cluster()) * task.token_box;
-    const auto bytes = static_cast<std::uint32_t>(task.token_box * shares) * kStepBytes * Shape::kSpan;
-    const auto scale_bytes = static_cast<std::uint32_t>(task.scale_box * kScaleBoxSteps) * 4;
+    const auto bytes = static_cast<std::uint32_t>(task.token_box) * kStepBytes * Shape::kSpan;
+    const auto scale_bytes = static_cast<std::uint32_t>(task.token_box * kScaleBoxSteps) * 4;
     std::uint32_t boxes = 0;
     for_each_stage(task, [&](std::uint32_t stage, int step, int, int token_tile) {
       const std::uint32_t barrier = token_full + 8 * stage;
@@ -174,16 +174,9 @@ struct TallRing {
       if (with_scales)
         copy_box(scales.box(boxes++), task.scale_map, step, token_tile * Shape::kTokens, barrier);
 #pragma unroll
-      for (int i = 0; i < Shape::kSpan; ++i) {
-        const std::uint32_t to = tokens(stage) + i * Shape::kTokenStep;
-        const int column = (step + i) * kStepBytes;
-        const int token = token_tile * Shape::kTokens;
-        if (shares == 1)
-          copy_box(to, task.token_map, column, token, barrier);
-        else
-          copy_box_to_cluster(to + static_cast<std::uint32_t>(share) * kStepBytes, task.token_map, column,
-                              token + share, barrier, everyone(task));
-      }
+      for (int i = 0; i < Shape::kSpan; ++i)
+        copy_box(tokens(stage) + i * Shape::kTokenStep, task.token_map, (step + i) * kStepBytes,
+                 token_tile * Shape::kTokens, barrier);
     });
   }
   __device__ static std::uint16_t everyone(const GemmTask& task) {
