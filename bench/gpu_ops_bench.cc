@@ -3,7 +3,7 @@
 // graph of all launches replayed, median of the replays. Prints Markdown; the last column is the time over
 // that of moving the operation's bytes at the rate of a plain copy kernel in the same run.
 //
-//   gpu_ops_bench [decoder | attention | sampling | weights]...      (none: all)
+//   gpu_ops_bench [decoder | attention | prompts | sampling | weights]...      (none: all)
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -138,69 +138,98 @@ void sampling() {
   }
 }
 
-void attention() {
+struct Contexts {
+  std::int64_t sequences, context;
+  std::int64_t shared = 0;  // positions that eight sequences share, as samples of one prompt do
+};
+
+// Attention of every sequence's last token, or of all (`prompts`), over pages in random order.
+void attention_of(const Contexts& contexts, bool prompts) {
   const AttentionShape shape{32, 8, 128, 0, 4096, 5120, 6144};
-  struct Contexts {
-    std::int64_t sequences, context;
-    std::int64_t shared = 0;  // positions that eight sequences share, as samples of one prompt do
-  };
-  for (const auto& [sequences, context, shared] : {Contexts{1, 384},
-                                                   {1, 4096},
-                                                   {16, 384},
-                                                   {16, 4096},
-                                                   {16, 1024, 512},
-                                                   {64, 384},
-                                                   {64, 1024},
-                                                   {64, 1024, 512},
-                                                   {64, 4096},
-                                                   {256, 180},
-                                                   {256, 1024},
-                                                   {256, 1024, 512},
-                                                   {256, 4096}}) {
-    const std::int64_t padded_context = (context + 15) / 16 * 16;
-    const KvGeometry geometry{sequences * padded_context / 16, 8, 128};
-    const auto keys = random_values(geometry.layer_bytes());
-    const auto values = random_values(geometry.layer_bytes());
-    const auto qkv = random_values(static_cast<std::size_t>(sequences * shape.qkv_cols) * 2);
-    std::vector<std::int32_t> blocks(static_cast<std::size_t>(geometry.num_blocks));
-    for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<std::int32_t>(i);
-    std::shuffle(blocks.begin(), blocks.end(), std::mt19937(std::random_device{}()));
-    const std::int64_t blocks_each = padded_context / 16;
-    for (std::int64_t s = 0; s < sequences; ++s)
-      if (const std::int64_t first = s / 8 * 8; s != first)
-        std::copy_n(blocks.begin() + first * blocks_each, shared / 16, blocks.begin() + s * blocks_each);
-    std::vector<std::int32_t> positions;
-    std::vector<std::int32_t> slots;
-    std::vector<std::int32_t> starts;
-    for (std::int32_t s = 0; s < sequences; ++s) {
-      positions.push_back(static_cast<std::int32_t>(padded_context - 1));
-      starts.push_back(static_cast<std::int32_t>(s * padded_context / 16));
-      slots.push_back(blocks[static_cast<std::size_t>(starts.back() + padded_context / 16 - 1)] * 16 + 15);
+  const auto& [sequences, context, shared] = contexts;
+  const std::int64_t padded_context = (context + 15) / 16 * 16;
+  const std::int64_t blocks_each = padded_context / 16;
+  const KvGeometry geometry{sequences * blocks_each, 8, 128};
+  const auto keys = random_values(geometry.layer_bytes());
+  const auto values = random_values(geometry.layer_bytes());
+  std::vector<std::int32_t> blocks(static_cast<std::size_t>(geometry.num_blocks));
+  for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<std::int32_t>(i);
+  std::shuffle(blocks.begin(), blocks.end(), std::mt19937(std::random_device{}()));
+  for (std::int64_t s = 0; s < sequences; ++s)
+    if (const std::int64_t first = s / 8 * 8; s != first)
+      std::copy_n(blocks.begin() + first * blocks_each, shared / 16, blocks.begin() + s * blocks_each);
+  std::vector<std::int32_t> positions, slots, starts;
+  std::vector<cuda::TokenRun> runs;
+  for (std::int64_t s = 0; s < sequences; ++s)
+    for (std::int64_t position = prompts ? 0 : padded_context - 1; position < padded_context; ++position) {
+      if (position % cuda::kRunTokens == 0)
+        runs.push_back(
+            {static_cast<std::int32_t>(positions.size()),
+             static_cast<std::int32_t>(std::min<std::int64_t>(cuda::kRunTokens, padded_context - position))});
+      positions.push_back(static_cast<std::int32_t>(position));
+      starts.push_back(static_cast<std::int32_t>(s * blocks_each));
+      slots.push_back(static_cast<std::int32_t>(
+          blocks[static_cast<std::size_t>(starts.back() + position / 16)] * 16 + position % 16));
     }
-    const auto device_blocks = cuda::to_device(blocks);
-    const auto device_positions = cuda::to_device(positions);
-    const auto device_slots = cuda::to_device(slots);
-    const auto device_starts = cuda::to_device(starts);
-    const cuda::DeviceBatch batch{sequences,
-                                  device_positions.data<std::int32_t>(),
-                                  device_slots.data<std::int32_t>(),
-                                  device_starts.data<std::int32_t>(),
-                                  device_blocks.data<std::int32_t>(),
-                                  padded_context};
-    const auto rope = random_values(static_cast<std::size_t>(padded_context) * 64 * 8);
-    const KvLayer kv{keys.data(), values.data()};
-    const DeviceBuffer out(static_cast<std::size_t>(sequences) * 4096 * 2);
-    const DeviceBuffer scales(static_cast<std::size_t>(sequences) * 32 * 4);
-    const cuda::HeadRotation rotation{
-        .table = {rope.data<float>(), rope.data<float>() + padded_context * 64}};
-    const double read_once = 1.0 - static_cast<double>(shared) / static_cast<double>(padded_context) * 7 / 8;
+  const auto tokens = static_cast<std::int64_t>(positions.size());
+  const auto qkv = random_values(static_cast<std::size_t>(tokens * shape.qkv_cols) * 2);
+  const auto device_blocks = cuda::to_device(blocks);
+  const auto device_positions = cuda::to_device(positions);
+  const auto device_slots = cuda::to_device(slots);
+  const auto device_starts = cuda::to_device(starts);
+  const auto device_runs = cuda::to_device(runs);
+  cuda::DeviceBatch batch{tokens,
+                          device_positions.data<std::int32_t>(),
+                          device_slots.data<std::int32_t>(),
+                          device_starts.data<std::int32_t>(),
+                          device_blocks.data<std::int32_t>(),
+                          padded_context};
+  if (prompts) {
+    batch.runs = device_runs.data<cuda::TokenRun>();
+    batch.num_runs = static_cast<std::int64_t>(runs.size());
+  }
+  const auto rope = random_values(static_cast<std::size_t>(padded_context) * 64 * 8);
+  const KvLayer kv{keys.data(), values.data()};
+  const DeviceBuffer out(static_cast<std::size_t>(tokens) * 4096 * 2);
+  const DeviceBuffer scales(static_cast<std::size_t>(tokens) * 32 * 4);
+  const cuda::HeadRotation rotation{.table = {rope.data<float>(), rope.data<float>() + padded_context * 64}};
+  const double us = time_us(4, [&](int) {
+    cuda::attention(qkv.data<bf16>(), batch, shape, rotation, kv,
+                    {out.data<bf16>(), scales.data<float>(), 4096, false}, nullptr, stream);
+  });
+  const double read_once = 1.0 - static_cast<double>(shared) / static_cast<double>(padded_context) * 7 / 8;
+  const double kv_bytes = 2.0 * static_cast<double>(geometry.layer_bytes()) * read_once;
+  if (prompts) {
+    const auto pairs = static_cast<double>(sequences * padded_context * (padded_context + 1) / 2);
+    const double flops = 4.0 * pairs * 4096;
+    row(fmt::format("attention of prompts of {} + quantize: {:.0f} TFLOPS", padded_context, flops / us / 1e6),
+        tokens, kv_bytes + static_cast<double>(tokens) * 4096 * 3, us);
+  } else {
     row(fmt::format("rope, cache write and attention of a decode + quantize, context {}{}", padded_context,
                     shared == 0 ? "" : fmt::format(", {} shared by 8", shared)),
-        sequences, 2.0 * static_cast<double>(geometry.layer_bytes()) * read_once, time_us(4, [&](int) {
-          cuda::attention(qkv.data<bf16>(), batch, shape, rotation, kv,
-                          {out.data<bf16>(), scales.data<float>(), 4096, false}, nullptr, stream);
-        }));
+        tokens, kv_bytes, us);
   }
+}
+
+void attention() {
+  for (const Contexts& contexts : {Contexts{1, 384},
+                                   {1, 4096},
+                                   {16, 384},
+                                   {16, 4096},
+                                   {16, 1024, 512},
+                                   {64, 384},
+                                   {64, 1024},
+                                   {64, 1024, 512},
+                                   {64, 4096},
+                                   {256, 180},
+                                   {256, 1024},
+                                   {256, 1024, 512},
+                                   {256, 4096}})
+    attention_of(contexts, false);
+}
+void prompts() {
+  for (const Contexts& contexts : {Contexts{1, 128}, {64, 128}, {1, 1024}, {8, 1024}, {1, 8192}})
+    attention_of(contexts, true);
 }
 
 void weights() {
@@ -268,6 +297,7 @@ void run(const std::vector<std::string>& names) {
   };
   if (asked("decoder")) decoder_ops();
   if (asked("attention")) attention();
+  if (asked("prompts")) prompts();
   if (asked("sampling")) sampling();
   if (asked("weights")) weights();
 }
