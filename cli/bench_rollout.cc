@@ -114,6 +114,7 @@ void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool 
     fmt::print("{}\n", dump_line({{"backend", session.backend},
                                   {"precision", model.precision},
                                   {"weight_bytes", session.weight_bytes},
+                                  {"max_batch_tokens", options.max_batch_tokens},
                                   {"prompt", bench.prompt},
                                   {"output", bench.output},
                                   {"rollouts", lines}}));

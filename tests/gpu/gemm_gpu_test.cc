@@ -160,7 +160,7 @@ class GpuGemm : public testing::Test {
 TEST_F(GpuGemm, GatedIsTheLinearLayerAndThenSilu) {
   for (int round = 0; round < 26; ++round) {
     const bool large = round >= 24;  // several tiles for every block of threads
-    const std::int64_t cols = kBlock * (large ? 16 : random_.in(1, round == 0 ? 120 : 12));
+    const std::int64_t cols = kBlock * (large ? random_.in(17, 23) : random_.in(1, round == 0 ? 120 : 12));
     const std::int64_t m = large            ? random_.in(2100, 2300)
                            : round % 2 == 0 ? random_.in(1, 16)
                                             : random_.in(17, round % 4 == 1 ? 64 : 700);
@@ -278,9 +278,11 @@ TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
 
 // As prompts have: rings, scales and results that wait to be stored go on from tile to tile.
 TEST_F(GpuGemm, ABlockOfThreadsComputesTileAfterTile) {
-  // Few steps, for which some rings are shortened (five: 64x128's), and more than one box of scales.
+  // Few steps, for which some rings are shortened (five: 64x128's), only one, and more than one box of
+  // scales.
   for (const auto& [k, as_models] : {std::pair{16 * random_.in(8, 30), false},
                                      {16 * random_.in(8, 30), true},
+                                     {std::int64_t{128}, true},
                                      {std::int64_t{640}, false},
                                      {16 * random_.in(33, 80), true}}) {
     Problem problem(random_, random_.in(2100, 2300), 16 * random_.in(240, 280), k, true);

@@ -78,7 +78,7 @@ struct GemmPlan {
   int token_box(std::int64_t m) const { return m < tokens ? static_cast<int>(m) : tokens; }
   // Tiles of rows that take turns over the tokens, so that at any time about as many rows are read as tokens
   // and both come from L2. Up to 2048 tokens it is one: all tokens take turns over the weights.
-  int row_band(std::int64_t m) const { return m <= 2048 || rows > 2048 ? 1 : 2048 / rows; }
+  int row_band(std::int64_t m) const { return m <= 2048 ? 1 : 2048 / rows; }
   std::int64_t row_tiles(std::int64_t out) const { return (out + rows - 1) / rows; }
   std::int64_t token_tiles(std::int64_t m) const { return (m + tokens - 1) / tokens; }
 };

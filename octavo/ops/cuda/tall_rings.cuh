@@ -43,6 +43,8 @@ struct TallShape {
   // See GemmShape of gemm_kernel.cuh.
   static constexpr int kMultiplyRegisters = 240;
   static constexpr int kCopyRegisters = 24;
+  static_assert(kGroups == 1 ||
+                kGroups * kMultiplyRegisters + kCopyRegisters <= (kGroups + 1) * (65536 / kThreads / 8 * 8));
   static_assert(!kGated || (kRowGroups == 2 && kTokenGroups == 1 && kRows == kBlock));
   static_assert(kGroups <= 2 && kPerGroup <= 2 && (kPerGroup == 1 || kSpan == 1) &&
                 kScaleBoxSteps % kSpan == 0);
@@ -60,7 +62,7 @@ struct TallScales {
   // The n-th box since the kernel's beginning.
   __device__ std::uint32_t box(std::uint32_t n) const { return data + n % kScaleBoxes * kBoxBytes; }
   // Of the tile's first token. Steps are counted in whole boxes, a tile's from a box's first on. Not by
-  // box(): ptxas then multiplies scales between a unit's products, which wait for it
+  // box(): in some builds ptxas then multiplied scales between a unit's products
   // (docs/results/gpu-gemm.md).
   __device__ const float* of_step(std::uint32_t step) const {
     return static_cast<const float*>(__cvta_shared_to_generic(data)) +
