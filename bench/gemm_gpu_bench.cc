@@ -308,7 +308,7 @@ void tune(Bench& bench, std::vector<std::int64_t> tokens) {
       if (m <= 16) row(cuda::plan_narrow_gemm(layer.out, m));
       for (const cuda::TallKernel& kernel : cuda::kTallKernels)
         if (kernel.tokens <= std::max<std::int64_t>(m, 64) && (m < 512 || kernel.rows >= 96))
-          row(cuda::tall_plan(kernel, 1));
+          row(cuda::tall_plan(kernel));
     }
 }
 

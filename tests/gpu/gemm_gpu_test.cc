@@ -272,7 +272,7 @@ TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
         plan.rows = static_cast<int>(16 * random_.in(1, 4 * groups));
         expect_bits(plan);
       }
-    for (const cuda::TallKernel& kernel : cuda::kTallKernels) expect_bits(cuda::tall_plan(kernel, 1));
+    for (const cuda::TallKernel& kernel : cuda::kTallKernels) expect_bits(cuda::tall_plan(kernel));
   }
 }
 
@@ -296,7 +296,7 @@ TEST_F(GpuGemm, ABlockOfThreadsComputesTileAfterTile) {
     const auto want = run(cuda::plan_narrow_gemm(problem.n, 16));
     problem.expect_right(random_, want, 4000);
     for (const cuda::TallKernel& kernel : cuda::kTallKernels) {
-      const auto got = run(cuda::tall_plan(kernel, 1));
+      const auto got = run(cuda::tall_plan(kernel));
       EXPECT_TRUE(same(got.data(), want.data(), static_cast<std::int64_t>(want.size())))
           << kernel.tokens << "x" << kernel.rows;
     }

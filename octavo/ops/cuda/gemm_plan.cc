@@ -99,7 +99,7 @@ const TallKernel& best_tall(bool gated, std::int64_t out, std::int64_t in, std::
 
 GemmPlan plan_tall(bool gated, std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
   const TallKernel& best = best_tall(gated, out, in, m, multiprocessors);
-  if (!gated) return tall_plan(best, 1);
+  if (!gated) return tall_plan(best);
   // Blocks that read the same at the same time read it from L2 once in any case; in pairs it takes less
   // energy, which is what bounds prompts. But not where a tile without a partner makes another round.
   const std::int64_t row_tiles = ceil_div(out, best.rows);
@@ -149,7 +149,7 @@ GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int mu
   assert(out > 0 && in > 0 && m > 0);
   if (m > kMaxNarrowTokens) return plan_tall(false, out, in, m, multiprocessors);
   // Where 64 rows a tile would leave half of the multiprocessors without one.
-  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors) return tall_plan(kTallKernels[0], 1);
+  if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors) return tall_plan(kTallKernels[0]);
   return plan_narrow_gemm(out, m, multiprocessors);
 }
 

@@ -103,7 +103,7 @@ inline constexpr std::array<TallKernel, 9> kTallKernels = {{{64, 32, 1, 1, 131},
                                                             {256, 128, 2, 2, 760}}};
 inline constexpr std::array<TallKernel, 2> kTallGatedKernels = {
     {{64, 256, 2, 1, 500, true}, {128, 256, 2, 2, 760, true}}};
-GemmPlan tall_plan(const TallKernel& kernel, int cluster);
+GemmPlan tall_plan(const TallKernel& kernel, int cluster = 1);  // more than 1: gated only
 
 inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of threads, Hopper
 

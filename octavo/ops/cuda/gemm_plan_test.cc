@@ -84,7 +84,7 @@ void expect_boxes_wait(const GemmPlan& plan, int steps) {
 TEST(GemmPlan, ABoxOfScalesWaitsForTheReadersOfTheOneBefore) {
   const auto expect_all = [](const auto& kernels) {
     for (const TallKernel& kernel : kernels) {
-      const GemmPlan plan = tall_plan(kernel, 1);
+      const GemmPlan plan = tall_plan(kernel);
       for (int steps = 1; steps <= 130; ++steps) expect_boxes_wait(plan, steps);
       // Layers of models use whole rings.
       for (const int steps : {12, 16, 32, 112}) EXPECT_EQ(plan.stages_for(steps), plan.weight_stages);

@@ -46,9 +46,7 @@ struct Layer {
   __device__ bool fp8() const { return scales != nullptr; }
   // A token's row of the result, of num_heads · head_dim columns, in E4M3 or bf16.
   __device__ ActivationRow row(std::int64_t token, int cols, bool is_fp8) const {
-    return {is_fp8 ? static_cast<void*>(static_cast<std::uint8_t*>(out) + token * cols)
-                   : static_cast<void*>(static_cast<bf16*>(out) + token * cols),
-            is_fp8 ? scales + token * scale_pitch(cols) : nullptr, cols, pow2};
+    return ActivationRow::of(out, is_fp8 ? scales : nullptr, token, cols, pow2);
   }
 };
 

@@ -76,10 +76,7 @@ struct NormRow {
     for (int warp = 0; warp < threads / 32; ++warp) total += of_warp[warp];
     const float mean = __fdiv_rn(total, static_cast<float>(task.cols));
     const float scale = __fdiv_rn(1.0F, __fsqrt_rn(mean + task.eps));
-    const bool fp8 = task.scales != nullptr;
-    const ActivationRow out{fp8 ? static_cast<void*>(static_cast<std::uint8_t*>(task.out) + row * task.cols)
-                                : static_cast<void*>(static_cast<bf16*>(task.out) + row * task.cols),
-                            fp8 ? task.scales + row * scale_pitch(task.cols) : nullptr, task.cols, task.pow2};
+    const ActivationRow out = ActivationRow::of(task.out, task.scales, row, task.cols, task.pow2);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
 #pragma unroll

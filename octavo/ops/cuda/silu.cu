@@ -26,11 +26,7 @@ __global__ void __launch_bounds__(kThreads)
   load8(gate + up_begin, whole, count, u);
 #pragma unroll
   for (int i = 0; i < 8; ++i) g[i] = silu(g[i]) * u[i];
-  const bool fp8 = scales != nullptr;
-  const ActivationRow row{fp8 ? static_cast<void*>(static_cast<std::uint8_t*>(out) + token * cols)
-                              : static_cast<void*>(static_cast<bf16*>(out) + token * cols),
-                          fp8 ? scales + token * scale_pitch(cols) : nullptr, cols, pow2};
-  write_activation(row, col, g);
+  write_activation(ActivationRow::of(out, scales, token, cols, pow2), col, g);
 }
 
 }  // namespace

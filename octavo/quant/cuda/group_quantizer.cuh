@@ -18,6 +18,15 @@ struct ActivationRow {
   float* scales;  // [blocks_of(cols)]
   int cols;
   bool pow2;
+
+  // The row-th of `all` codes [rows, cols], whose scales are [rows, scale_pitch(cols)], or bf16, whose scales
+  // are null. (With an if instead, nvcc 13.0 does not come to an end with fp8_chain.cu.)
+  __device__ static ActivationRow of(void* all, float* all_scales, std::int64_t row, int cols, bool pow2) {
+    const bool fp8 = all_scales != nullptr;
+    return {fp8 ? static_cast<void*>(static_cast<std::uint8_t*>(all) + row * cols)
+                : static_cast<void*>(static_cast<bf16*>(all) + row * cols),
+            fp8 ? all_scales + row * scale_pitch(cols) : nullptr, cols, pow2};
+  }
 };
 
 // A group's eight values of this lane, already rounded to bf16: its scale, by all lanes of a warp.
