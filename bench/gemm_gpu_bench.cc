@@ -92,10 +92,15 @@ class Bench {
   }
   // Under load: after a second of nothing else, by the wall clock of the next.
   double loaded_us(const Layer& layer, std::int64_t tokens) {
+    return loaded_us(layer, tokens, [&](const Fp8Gemm& g) { launch(g, nullptr); });
+  }
+  double loaded_gated_us(std::int64_t tokens, const GemmPlan& plan) {
+    return loaded_us(kLayers[2], tokens, [&](const Fp8Gemm& g) { launch_gated(g, &plan); });
+  }
+  double loaded_us(const Layer& layer, std::int64_t tokens, const std::function<void(const Fp8Gemm&)>& one) {
     using Clock = std::chrono::steady_clock;
     const std::size_t sets = sets_of(layer);
-    const RecordedGraph graph(stream_,
-                              record(layer, tokens, sets, [&](const Fp8Gemm& g) { launch(g, nullptr); }));
+    const RecordedGraph graph(stream_, record(layer, tokens, sets, one));
     const auto us_of_a_second = [&] {
       const auto begin = Clock::now();
       std::chrono::duration<double, std::micro> passed{};
@@ -109,17 +114,16 @@ class Bench {
     us_of_a_second();
     return us_of_a_second();
   }
-  // gate|up and then SiLU and quantization of its results, or by `plan` both at once.
   double gated_us(std::int64_t tokens, const GemmPlan* plan) {
-    const Layer& layer = kLayers[2];
+    return rotated_us(kLayers[2], tokens, [&](const Fp8Gemm& g) { launch_gated(g, plan); });
+  }
+  // gate|up and then SiLU and quantization of its results, or by `plan` both at once.
+  void launch_gated(const Fp8Gemm& g, const GemmPlan* plan) {
     const Activation out{reinterpret_cast<bf16*>(gated_.data()),
-                         reinterpret_cast<float*>(gated_.data() + kMaxTokens * layer.out / 2), layer.out / 2,
-                         false};
-    return rotated_us(layer, tokens, [&](const Fp8Gemm& g) {
-      if (plan != nullptr) return cuda::fp8_gemm_gated(g, out, *plan, stream_);
-      cuda::fp8_gemm(g, stream_);
-      cuda::silu_mul(g.y, tokens, layer.out, layer.out / 2, out, stream_);
-    });
+                         reinterpret_cast<float*>(gated_.data() + kMaxTokens * g.out / 2), g.out / 2, false};
+    if (plan != nullptr) return cuda::fp8_gemm_gated(g, out, *plan, stream_);
+    cuda::fp8_gemm(g, stream_);
+    cuda::silu_mul(g.y, g.tokens, g.out, g.out / 2, out, stream_);
   }
 
   // The four layers one after the other, for as many sets of weights as there are.
@@ -254,15 +258,19 @@ void table(Bench& bench, std::vector<std::int64_t> tokens) {
 // Under the power limit: each layer for two seconds, of which the second is measured.
 void load(Bench& bench, std::vector<std::int64_t> tokens) {
   if (tokens.empty()) tokens = {256, 8192};
-  fmt::print("| M | qkv | o | gate_up | down | TFLOPS, each |\n|---|---|---|---|---|---|\n");
+  fmt::print(
+      "| M | qkv | o | gate_up | down | gate_up gated | in pairs | TFLOPS, each |\n"
+      "|---|---|---|---|---|---|---|---|\n");
   for (const std::int64_t m : tokens) {
     std::string cells, rates;
-    for (const Layer& layer : kLayers) {
-      const double us = bench.loaded_us(layer, m);
+    const auto cell = [&](const Layer& layer, double us) {
       cells += fmt::format(" {:.1f} |", us);
       rates += fmt::format(" {:.0f}", 2.0 * static_cast<double>(m * layer.out * layer.in) / us / 1e6);
-    }
-    fmt::print("| {} |{} {} |\n", m, cells, rates);
+    };
+    for (const Layer& layer : kLayers) cell(layer, bench.loaded_us(layer, m));
+    for (int cluster = 1; cluster <= cuda::kMaxCluster; ++cluster)
+      cell(kLayers[2], bench.loaded_gated_us(m, cuda::tall_plan(cuda::kTallGatedKernels[1], cluster)));
+    fmt::print("| {} |{}{} |\n", m, cells, rates);
   }
 }
 

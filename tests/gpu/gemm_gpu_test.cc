@@ -169,7 +169,7 @@ TEST_F(GpuGemm, GatedIsTheLinearLayerAndThenSilu) {
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " N " << 2 * cols << " K "
                                     << k);
     Problem problem(random_, m, 2 * cols, k, round % 3 == 0);
-    if (round % 2 != 0) problem.share_scales_by_blocks();
+    problem.share_scales_by_blocks();
     const bool pow2 = round % 4 < 2;
     const auto result = [&] {
       return std::pair{to_device(std::vector<std::uint8_t>(static_cast<std::size_t>(m * cols), 0x7f)),
@@ -409,6 +409,7 @@ TEST_F(GpuGemm, AChainHasTheBitsOfItsLinks) {
     Problem o(random_, cuda::kMaxChainTokens, hidden, heads, false);
     o.m = m;
     Problem gate_up(random_, m, 2 * inter, hidden, round % 3 == 0);
+    gate_up.share_scales_by_blocks();
     Problem down(random_, m, hidden, inter, false);
     Problem next(random_, m, qkv, hidden, true);
     // Scales that keep values in range.

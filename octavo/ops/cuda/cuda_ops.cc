@@ -182,13 +182,17 @@ void CudaOps::pack_rows(std::span<const std::int32_t> rows, float* residual, std
 }
 
 // Each 16 rows' row of scales, on the device: made when a weight is met first.
-const std::int32_t* CudaOps::scale_rows_of(const LinearWeight& weight) {
-  auto& rows = scale_rows_[weight.data];
-  if (rows.bytes() == 0) {
+const CudaOps::ScaleRows& CudaOps::scale_rows_of(const LinearWeight& weight) {
+  ScaleRows& of = scale_rows_[weight.data];
+  if (of.rows.bytes() == 0) {
     if (cublaslt_) prepare_cublaslt(weight);
-    rows = to_device(weight.scale_rows);
+    const std::vector<std::int32_t>& rows = weight.scale_rows;
+    of.rows = to_device(rows);
+    of.by_blocks = true;
+    constexpr std::size_t kTiles = kBlock / 16;
+    for (std::size_t i = 0; i < rows.size(); ++i) of.by_blocks &= rows[i] == rows[i / kTiles * kTiles];
   }
-  return rows.data<std::int32_t>();
+  return of;
 }
 
 // Memory for a layer, before any step is captured.
@@ -221,7 +225,7 @@ Fp8Gemm CudaOps::fp8_layer(const Activation& x, std::int64_t tokens, const Linea
           .in = weight.in,
           .weight = static_cast<const std::uint8_t*>(weight.data),
           .weight_scales = weight.scales,
-          .scale_rows = scale_rows_of(weight),
+          .scale_rows = scale_rows_of(weight).rows.data<std::int32_t>(),
           .x = codes(x),
           .x_scales = x.scales,
           .bias = weight.bias,
@@ -282,7 +286,8 @@ void CudaOps::gated_linear(const Activation& x, std::int64_t tokens, const Linea
                            const Activation& out) {
   if (gate_up.precision == Precision::kFP8 && !cublaslt_) {
     const Fp8Gemm gemm = fp8_layer(x, tokens, gate_up, nullptr);
-    if (fp8_gemm_takes_gated(gemm, out)) return fp8_gemm_gated(gemm, out, stream_);
+    if (scale_rows_of(gate_up).by_blocks && fp8_gemm_takes_gated(gemm, out))
+      return fp8_gemm_gated(gemm, out, stream_);
   }
   Ops::gated_linear(x, tokens, gate_up, wide, out);
 }

@@ -76,7 +76,13 @@ class CudaOps final : public Ops {
     cudaEvent_t copied = nullptr;
   };
 
-  const std::int32_t* scale_rows_of(const LinearWeight& weight);
+  // A weight's scale_rows on the device, and whether each 128 of its rows share one, as those of every
+  // model's gate|up do that fp8_gemm_gated() takes.
+  struct ScaleRows {
+    DeviceBuffer rows;
+    bool by_blocks = false;
+  };
+  const ScaleRows& scale_rows_of(const LinearWeight& weight);
   Fp8Gemm fp8_layer(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out);
   bool takes_chain(const BetweenAttentions& between, std::int64_t tokens) const;
   void prepare_cublaslt(const LinearWeight& weight);
@@ -96,8 +102,8 @@ class CudaOps final : public Ops {
   HeadRotation rotation_;  // of rope_and_store(), for the attention() that follows
 
   std::int64_t max_tokens_ = 0;
-  std::unordered_map<const void*, DeviceBuffer> scale_rows_;  // by the weight's data
-  std::unique_ptr<CublasLt> cublaslt_;                        // null: Octavo's kernels
+  std::unordered_map<const void*, ScaleRows> scale_rows_;  // by the weight's data
+  std::unique_ptr<CublasLt> cublaslt_;                     // null: Octavo's kernels
   DeviceBuffer unquantized_;
   std::unique_ptr<ChainState> chain_state_;  // null: no chains, as with cuBLASLt
 };

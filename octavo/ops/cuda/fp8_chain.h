@@ -20,7 +20,7 @@ namespace octavo::cuda {
 inline constexpr std::int64_t kMaxChainTokens = 16;
 inline constexpr int kMaxChainLinks = 6;
 
-// As fp8_gemm_gated().
+// As fp8_gemm_gated(), of any rows of scales.
 struct GatedLink {
   Fp8Gemm gemm;
   Activation gated;

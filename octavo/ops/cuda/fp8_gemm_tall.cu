@@ -13,9 +13,9 @@ using Launch = void (*)(const GemmTask&, std::size_t, bool, cudaStream_t);
 template <const auto& kKernels, std::size_t kIndex>
 constexpr Launch launch_of() {
   constexpr TallKernel kKernel = kKernels[kIndex];
-  constexpr int kTokenGroups = kKernel.tokens / 64 / kKernel.per_group;
+  constexpr int kTokenGroups = kKernel.tokens / 64 / (kKernel.gated ? 1 : kKernel.per_group);
   constexpr int kRowGroups = kKernel.groups / kTokenGroups;
-  constexpr int kRows = kKernel.rows / kRowGroups;
+  constexpr int kRows = kKernel.rows / kRowGroups / (kKernel.gated ? 2 : 1);
   using Shape = TallShape<kRows, kTokenGroups, kRowGroups, kKernel.per_group, kKernel.gated>;
   static_assert(Shape::kTokens == kKernel.tokens && Shape::kTileRows == kKernel.rows &&
                 Shape::kGroups == kKernel.groups);

@@ -6,6 +6,7 @@
 // gemm_kernel.cuh's, and so are the bits.
 #pragma once
 
+#include <iterator>
 #include <numeric>
 
 #include "octavo/ops/cuda/tall_results.cuh"
@@ -19,7 +20,7 @@ __device__ inline void load_if(bool wanted, float& value, const float* from) {
                : "r"(static_cast<int>(wanted)), "l"(from));
 }
 
-// The scales of a warpgroup's kCount times 16 rows, in the registers of a warp. Where these share one row of
+// The scales of a unit's kCount times 16 rows, in the registers of a warp. Where these share one row of
 // scales, or the first of them one and the rest another, those are held for 32 steps, with the next 32, of
 // the next tile too, under way meanwhile; otherwise each step's come when the one before ends.
 template <int kCount>
@@ -72,17 +73,16 @@ struct RowScales {
   }
 };
 
-// One warp of the multiplying warpgroups: sixteen tokens of each of its 64-token tiles.
+// One warp of the multiplying warpgroups: sixteen tokens of each 64 that the warpgroup has.
 template <typename Shape>
 struct TallMultiplier {
   static constexpr int kRows = Shape::kRows;
   static constexpr int kPerGroup = Shape::kPerGroup;
   static constexpr int kSpan = Shape::kSpan;
-  using Sums = float[kRows / 2];  // a thread's share of a 64-token tile
-  // What is multiplied in one go, a unit: a stage, or one of a stage's two 64-token tiles. Where no other
-  // warpgroup keeps the tensor cores busy meanwhile, and registers allow, the next unit's products are under
-  // way while a unit's sums are added.
-  static constexpr int kSets = Shape::kGroups == 1 && kSpan == 1 ? 2 : 1;
+  using Sums = float[kRows / 2];  // a thread's share of a unit
+  // Where no other warpgroup keeps the tensor cores busy meanwhile, and registers allow, the next unit's
+  // products are under way while a unit's sums are added.
+  static constexpr int kSets = Shape::kGroups == 1 && kPerGroup == 1 && kSpan == 1 ? 2 : 1;
   using Blocks = Sums[kSpan];
 
   // Where a stage is: as the matrices that wgmma is told of (the low half of the descriptor of this
@@ -102,7 +102,7 @@ struct TallMultiplier {
   std::uint32_t scale_step = 0;  // of the boxes of scales, from the kernel's beginning
   Sums sums[kPerGroup];
   int row;  // the warpgroup's first
-  RowScales<Shape::kRowScales> row_scales;
+  RowScales<Shape::kRowScales> row_scales[Shape::kGated ? 2 : 1];
 
   __device__ TallMultiplier(const GemmTask& task, const TallRing<Shape>& ring, int warp, int lane)
       : task(task), ring(ring), warp(warp), lane(lane), release(ring.empty, lane, task.cluster) {
@@ -111,21 +111,35 @@ struct TallMultiplier {
       return __shfl_sync(0xffffffffU, static_cast<std::uint32_t>(matrix_descriptor(address)), 0);
     };
     first_tokens =
-        keep(ring.tokens(0) + static_cast<std::uint32_t>(token_group() * kPerGroup) * (64 * kStepBytes));
+        keep(ring.tokens(0) + static_cast<std::uint32_t>(token_group() * Shape::kGroupTokens) * kStepBytes);
     first_rows = keep(ring.weights(0) + static_cast<std::uint32_t>(row_group()) * (kRows * kStepBytes));
     at = stage_at({});
   }
 
   __device__ int token_group() const { return warp / 4 % Shape::kTokenGroups; }
   __device__ int row_group() const { return warp / 4 / Shape::kTokenGroups; }
-  // In the block's tile: this thread's first token of its 64-token tile t; the other is eight further down.
-  __device__ int token(int t) const {
-    return (token_group() * kPerGroup + t) * 64 + warp % 4 * 16 + lane / 4;
+  // In the block's tile: this thread's first token of a unit; the other is eight further down.
+  __device__ int token(int unit) const {
+    return token_group() * Shape::kGroupTokens + (Shape::kGated ? 0 : unit * 64) + warp % 4 * 16 + lane / 4;
   }
 
+  // Of the warpgroup; gated, gate's.
   __device__ int first_row(int row_tile) const {
-    if constexpr (Shape::kGated) return row_tile * kRows + row_group() * (task.out / 2);
+    if constexpr (Shape::kGated) return row_tile * kRows;
     return row_tile * Shape::kTileRows + row_group() * kRows;
+  }
+  // The scales of a unit's rows.
+  __device__ auto& row_scales_of(int unit) { return row_scales[Shape::kGated ? unit : 0]; }
+  __device__ const auto& row_scales_of(int unit) const { return row_scales[Shape::kGated ? unit : 0]; }
+  // Of the next tile's rows, in two steps.
+  __device__ void look_up(int row_tile) {
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(std::size(row_scales)); ++i)
+      row_scales[i].look_up(task, first_row(row_tile) + i * (task.out / 2), lane);
+  }
+  __device__ void prefetch() {
+#pragma unroll
+    for (auto& scales : row_scales) scales.prefetch(task, lane);
   }
   __device__ void begin_tile(int row_tile) {
     row = first_row(row_tile);
@@ -133,7 +147,8 @@ struct TallMultiplier {
     for (int t = 0; t < kPerGroup; ++t)
 #pragma unroll
       for (int i = 0; i < kRows / 2; ++i) sums[t][i] = 0;
-    row_scales.begin_tile(task);
+#pragma unroll
+    for (auto& scales : row_scales) scales.begin_tile(task);
     scale_step = (scale_step + kScaleBoxSteps - 1) / kScaleBoxSteps * kScaleBoxSteps;
   }
 
@@ -151,15 +166,17 @@ struct TallMultiplier {
     ready = ring.is_there(next.full, place.parity);
   }
 
-  // Begins the block sums of a 64-token tile of stage `at` (beyond K they are zero).
-  __device__ void begin(Blocks& blocks, int tile) const {
+  // Begins the block sums of a unit of stage `at` (beyond K they are zero).
+  __device__ void begin(Blocks& blocks, int unit) const {
+    const std::uint32_t tokens = at.tokens + (Shape::kGated ? 0 : unit * (64 * kStepBytes / 16));
+    const std::uint32_t rows = at.rows + (Shape::kGated ? unit * (kRows * kStepBytes / 16) : 0);
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) pin(blocks[i]);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
-      const std::uint32_t a = at.tokens + (i * Shape::kTokenStep + tile * 64 * kStepBytes) / 16;
-      const std::uint32_t b = at.rows + i * (Shape::kWeightStep / 16);
+      const std::uint32_t a = tokens + i * (Shape::kTokenStep / 16);
+      const std::uint32_t b = rows + i * (Shape::kWeightStep / 16);
 #pragma unroll
       for (int k = 0; k < 4; ++k)
         wgmma_e4m3<kRows>(blocks[i], matrix_descriptor_of(a + k * 2), matrix_descriptor_of(b + k * 2), k > 0);
@@ -167,7 +184,7 @@ struct TallMultiplier {
     wgmma_commit();
   }
 
-  // kSplit: of a warpgroup's rows, in sixteens, how many share a row of scales before the rest share another:
+  // kSplit: of a unit's rows, in sixteens, how many share a row of scales before the rest share another:
   // all of them, some (kSome: row_scales.split knows how many), or 0 where neither is so (parts of a fused
   // layer that are smaller than a tile).
   static constexpr int kSome = -1;
@@ -180,10 +197,11 @@ struct TallMultiplier {
     float low[kSpan][kEnds<kSplit>], high[kSpan][kEnds<kSplit>];
   };
   template <int kSplit>
-  __device__ void read_scales(Scales<kSplit>& read, int tile, int first) {
-    if (kSplit != 0 && tile == 0 && first % 32 == 0)
-      row_scales.template hold<kEnds<kSplit>>(first, task.steps, lane);
-    const float* const token_scales = ring.scales.of_step(scale_step) + token(tile) * kScaleBoxSteps;
+  __device__ void read_scales(Scales<kSplit>& read, int unit, int first) {
+    auto& of_rows = row_scales_of(unit);
+    if (kSplit != 0 && (Shape::kGated || unit == 0) && first % 32 == 0)
+      of_rows.template hold<kEnds<kSplit>>(first, task.steps, lane);
+    const float* const token_scales = ring.scales.of_step(scale_step) + token(unit) * kScaleBoxSteps;
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
       const float low = token_scales[i];
@@ -191,19 +209,20 @@ struct TallMultiplier {
 #pragma unroll
       for (int end = 0; end < kEnds<kSplit>; ++end) {
         float weight = 1.0F;
-        if constexpr (kSplit != 0) weight = __shfl_sync(0xffffffffU, row_scales.held[end], (first + i) % 32);
+        if constexpr (kSplit != 0) weight = __shfl_sync(0xffffffffU, of_rows.held[end], (first + i) % 32);
         read.low[i][end] = __fmul_rn(low, weight);
         read.high[i][end] = __fmul_rn(high, weight);
       }
     }
-    if (tile == kPerGroup - 1) {
+    if (unit == kPerGroup - 1) {
       __syncwarp();  // all lanes have read them before one of them says so for all
       scale_step += kSpan;
     }
   }
   // sums += block sums · scales, step by step in rising order.
   template <int kSplit>
-  __device__ void add(const Blocks& blocks, int tile, int first, const Scales<kSplit>& scales) {
+  __device__ void add(const Blocks& blocks, int unit, int first, const Scales<kSplit>& scales) {
+    auto& of_rows = row_scales_of(unit);
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
       if (i > 0 && first + i >= task.steps) break;
@@ -213,23 +232,23 @@ struct TallMultiplier {
         float low = scales.low[i][end];
         float high = scales.high[i][end];
         if constexpr (kSplit == kSome) {
-          if (chunk >= row_scales.split) low = scales.low[i][1], high = scales.high[i][1];
+          if (chunk >= of_rows.split) low = scales.low[i][1], high = scales.high[i][1];
         }
         if constexpr (kSplit == 0) {
-          const float weight = __shfl_sync(0xffffffffU, row_scales.of_next_step, chunk);
+          const float weight = __shfl_sync(0xffffffffU, of_rows.of_next_step, chunk);
           low = __fmul_rn(low, weight);
           high = __fmul_rn(high, weight);
         }
 #pragma unroll
         for (int j = chunk * 8; j < chunk * 8 + 8; j += 4) {
-          sums[tile][j] = __fmaf_rn(blocks[i][j], low, sums[tile][j]);
-          sums[tile][j + 1] = __fmaf_rn(blocks[i][j + 1], low, sums[tile][j + 1]);
-          sums[tile][j + 2] = __fmaf_rn(blocks[i][j + 2], high, sums[tile][j + 2]);
-          sums[tile][j + 3] = __fmaf_rn(blocks[i][j + 3], high, sums[tile][j + 3]);
+          sums[unit][j] = __fmaf_rn(blocks[i][j], low, sums[unit][j]);
+          sums[unit][j + 1] = __fmaf_rn(blocks[i][j + 1], low, sums[unit][j + 1]);
+          sums[unit][j + 2] = __fmaf_rn(blocks[i][j + 2], high, sums[unit][j + 2]);
+          sums[unit][j + 3] = __fmaf_rn(blocks[i][j + 3], high, sums[unit][j + 3]);
         }
       }
-      if (kSplit == 0 && tile == kPerGroup - 1 && first + i + 1 < task.steps)
-        row_scales.of_next_step = row_scales.own[first + i + 1];
+      if (kSplit == 0 && unit == kPerGroup - 1 && first + i + 1 < task.steps)
+        of_rows.of_next_step = of_rows.own[first + i + 1];
     }
   }
 
@@ -312,11 +331,13 @@ struct TallMultiplier {
   __device__ void sum_tile(const Store& store) {
     constexpr int kStep = std::gcd(kRows, static_cast<int>(kBlock)) / 16;
     constexpr int kBefore = (kSplit - 1) / kStep * kStep;
-    if constexpr (kSplit == kSome) {
-      if (row_scales.split > 0) return sum<kSome>(store);
+    if constexpr (Shape::kGated) {
+      sum<kSplit>(store);  // gate and up each have whole blocks of scales
+    } else if constexpr (kSplit == kSome) {
+      if (row_scales[0].split > 0) return sum<kSome>(store);
       sum<0>(store);
     } else {
-      if (row_scales.split == kSplit) return sum<kSplit>(store);
+      if (row_scales[0].split == kSplit) return sum<kSplit>(store);
       if constexpr (kStep == 1)
         return sum_tile<kSome>(store);
       else if constexpr (kBefore == 0)
@@ -335,7 +356,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto sync = [&task] {
-    if (task.cluster == 1) return __syncthreads();
+    if (!Shape::kGated || task.cluster == 1) return __syncthreads();
     cluster_arrive();
     cluster_wait();
   };
@@ -361,31 +382,27 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     const TallResults<Shape> results{task, ring.results, warp, lane};
     const TileOrder order{task};
     const auto look_up = [&](int item) {
-      if (item < order.count())
-        order.tile(item, [&](int row_tile, int) {
-          multiplier.row_scales.look_up(task, multiplier.first_row(row_tile), lane);
-        });
+      if (item < order.count()) order.tile(item, [&](int row_tile, int) { multiplier.look_up(row_tile); });
     };
     look_up(order.first());
-    multiplier.row_scales.prefetch(task, lane);
+    multiplier.prefetch();
     for (int item = order.first(); item < order.count(); item += order.step())
       order.tile(item, [&](int row_tile, int token_tile) {
         multiplier.begin_tile(row_tile);
         look_up(item + order.step());
-        const auto store = [&](int t) {
-          if constexpr (Shape::kGated)
-            results.store_gated(multiplier.sums[t], t, multiplier.row, row_tile, token_tile);
-          else
-            results.store(multiplier.sums[t], t, multiplier.row, token_tile);
+        const auto store = [&](int unit) {
+          results.store(multiplier.sums[unit], unit, multiplier.row, token_tile);
         };
         multiplier.sum_tile(store);
-        multiplier.row_scales.prefetch(task, lane);
-        if constexpr (Shape::kPerGroup == 2 && !Shape::kStoresEarly) store(0);
-        store(Shape::kPerGroup - 1);
+        multiplier.prefetch();
+        if constexpr (Shape::kGated)
+          results.store_gated(multiplier.sums, row_tile, token_tile * Shape::kTokens + multiplier.token(0));
+        else
+          store(Shape::kPerGroup - 1);
       });
     wait_for_stores();  // shared memory is the next block's then
   }
-  if (task.cluster > 1) {  // the other may still write to this block's shared memory
+  if (Shape::kGated && task.cluster > 1) {  // the other may still write to this block's shared memory
     __syncwarp();
     sync();
   }

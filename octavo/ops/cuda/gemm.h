@@ -39,7 +39,8 @@ void fp8_gemm(const Fp8Gemm& gemm, cudaStream_t stream);
 
 // silu(gate) · up, quantized, of a layer whose rows are those of gate, then as many of up: the bits of
 // fp8_gemm() and silu_mul() in one kernel. `gated` must not overlap x; y is not used. For layers that
-// takes_gated() of gemm_plan.h names.
+// takes_gated() of gemm_plan.h names; each 128 rows of either must share a row of scales, as they do where
+// gate and up were quantized by blocks.
 bool fp8_gemm_takes_gated(const Fp8Gemm& gemm, const Activation& gated);
 void fp8_gemm_gated(const Fp8Gemm& gemm, const Activation& gated, cudaStream_t stream);
 

@@ -119,7 +119,7 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
     task.scale_map = scale_map(g.x_scales, g.tokens, g.in, task.token_box);
     if (!plan.gated)
       task.y_map = result_map(static_cast<const bf16*>(g.y), g.tokens, g.out, g.y_stride,
-                              result_box(plan.rows_of_group()));
+                              result_box(plan.rows_of_unit()));
   }
   task.y_stride = g.y_stride;
   task.tokens = static_cast<int>(g.tokens);

@@ -18,11 +18,11 @@ constexpr int narrow_steps(int tokens, int groups) {
   if (groups == 4 || tokens == 128) return 1;
   return tokens == 64 ? 2 : 4;
 }
-constexpr int tall_steps(int rows_of_group) { return rows_of_group <= 64 ? 4 : 1; }
+constexpr int tall_steps(int rows_of_unit) { return rows_of_unit <= 64 ? 4 : 1; }
 // A tall tile's results leave in boxes of 64 tokens × so many of a warpgroup's rows.
-constexpr int result_box(int rows_of_group) {
+constexpr int result_box(int rows_of_unit) {
   for (const int rows : {64, 56, 48})
-    if (rows_of_group % rows == 0) return rows;
+    if (rows_of_unit % rows == 0) return rows;
   return 32;
 }
 inline constexpr int kMinStages = 2;
@@ -45,7 +45,7 @@ struct GemmPlan {
   bool tall = false;
   int tokens = 0;     // of a tile: 8, 16, 32, 64 or 128; tall: 64, 128 or 256
   int groups = 0;     // warpgroups that multiply: 1, 2 or 4; tall: 1 or 2
-  int per_group = 0;  // 64-row tiles a warpgroup (tall: of tokens): 1, or 2
+  int per_group = 0;  // 64-row tiles a warpgroup: 1, or 2; tall: units (TallShape)
   int rows = 0;       // weight rows of a tile: a multiple of 16; narrow: at most 64 · groups · per_group
   // Gated: blocks of threads of neighbouring tokens that share the weights' loads, each bringing its part to
   // all.
@@ -56,18 +56,19 @@ struct GemmPlan {
   // Tall: the tile's rows are 128 of gate and 128 of up, whose product is the result.
   bool gated = false;
 
-  int rows_of_group() const { return rows * (tokens / 64 / per_group) / groups; }  // tall
+  // Tall: that a matrix instruction takes.
+  int rows_of_unit() const { return gated ? rows / 2 : rows * (tokens / 64 / per_group) / groups; }
   // Of a stage.
-  int steps() const { return tall ? tall_steps(rows_of_group()) : narrow_steps(tokens, groups); }
+  int steps() const { return tall ? tall_steps(rows_of_unit()) : narrow_steps(tokens, groups); }
   std::size_t weight_stage_bytes() const { return static_cast<std::size_t>(rows * steps()) * 128; }
   std::size_t token_stage_bytes() const { return static_cast<std::size_t>(tokens * steps()) * 128; }
   std::size_t scale_bytes() const {
     const int held = tall ? kScaleBoxes * kScaleBoxSteps : kScaleStages * scale_steps(tokens);
     return static_cast<std::size_t>(tokens * held) * sizeof(float);
   }
-  // What waits to be stored or, gated, for its other part: of 64 tokens every other.
+  // What waits to be stored.
   std::size_t result_bytes() const {
-    return tall ? static_cast<std::size_t>((gated ? 32 : tokens) * rows) * 2 : 0;
+    return tall && !gated ? static_cast<std::size_t>(tokens * rows) * 2 : 0;
   }
   std::size_t shared_bytes() const;
   // Tall: the stages of the rings that a tile of so many steps may use. More would have a box of scales
@@ -102,7 +103,7 @@ inline constexpr std::array<TallKernel, 9> kTallKernels = {{{64, 32, 1, 1, 131},
                                                             {128, 192, 2, 1, 575},
                                                             {256, 128, 2, 2, 760}}};
 inline constexpr std::array<TallKernel, 2> kTallGatedKernels = {
-    {{64, 256, 2, 1, 500, true}, {128, 256, 2, 2, 760, true}}};
+    {{64, 256, 1, 2, 500, true}, {128, 256, 2, 2, 760, true}}};
 GemmPlan tall_plan(const TallKernel& kernel, int cluster = 1);  // more than 1: gated only
 
 inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;  // of a block of threads, Hopper

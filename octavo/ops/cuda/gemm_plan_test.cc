@@ -25,8 +25,8 @@ void expect_valid(const GemmPlan& p, std::int64_t out, std::int64_t in, std::int
     };
     EXPECT_TRUE(p.gated ? is_one_of(kTallGatedKernels) : is_one_of(kTallKernels));
     EXPECT_EQ(p.weight_stages, p.token_stages);
-    EXPECT_EQ(p.rows_of_group() % 16, 0);
-    EXPECT_EQ(p.rows_of_group() % result_box(p.rows_of_group()), 0);
+    EXPECT_EQ(p.rows_of_unit() % 16, 0);
+    EXPECT_EQ(p.rows_of_unit() % result_box(p.rows_of_unit()), 0);
   } else {
     EXPECT_TRUE(p.tokens == 8 || p.tokens == 16 || p.tokens == 32 || p.tokens == 64 || p.tokens == 128);
     EXPECT_TRUE(p.groups == 1 || p.groups == 2 || (p.groups == 4 && p.tokens <= 64));

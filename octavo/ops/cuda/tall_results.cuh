@@ -4,16 +4,12 @@
 
 #include "octavo/ops/cuda/silu.cuh"
 #include "octavo/ops/cuda/tall_rings.cuh"
-#include "octavo/quant/cuda/scaling.cuh"
-#include "octavo/quant/cuda/vector_io.cuh"
+#include "octavo/quant/cuda/group_quantizer.cuh"
 
 namespace octavo::cuda {
 
 // For one warp of the multiplying warpgroups. Of each 64-token tile a lane has the tokens lane / 4 and eight
 // further down of the warp's sixteen, and of every eight of the warpgroup's rows, a chunk, two: four sums.
-//
-// Gated, one warpgroup has gate's rows and the other up's. A thread of each has the same columns of the same
-// two tokens, and gives one token's to the other for what that has of the other token.
 template <typename Shape>
 struct TallResults {
   static constexpr int kRows = Shape::kRows;
@@ -82,74 +78,34 @@ struct TallResults {
     }
   }
 
-  __device__ static void sync_groups() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
-  // Of a token's codes, of which a lane has two of each of four chunks, the eight of the chunk that is lane
-  // % 4.
-  __device__ uint2 gather_chunk(uint2 codes) const {
-    const bool upper = lane % 4 >= 2;
-    const bool odd = lane % 2 != 0;
-    // Two chunks of this lane and of the one two further on or back, the lower lane's first.
-    const std::uint32_t kept = upper ? codes.y : codes.x;
-    const std::uint32_t got = __shfl_xor_sync(0xffffffffU, upper ? codes.x : codes.y, 2);
-    const std::uint32_t low = upper ? got : kept;
-    const std::uint32_t high = upper ? kept : got;
-    // One chunk of both lanes' and of their neighbours.
-    const std::uint32_t given = __byte_perm(low, high, odd ? 0x5410 : 0x7632);
-    const std::uint32_t from = __shfl_xor_sync(0xffffffffU, given, 1);
-    const std::uint32_t mine = __byte_perm(low, high, odd ? 0x7632 : 0x5410);
-    return odd ? uint2{__byte_perm(from, mine, 0x5410), __byte_perm(from, mine, 0x7632)}
-               : uint2{__byte_perm(mine, from, 0x5410), __byte_perm(mine, from, 0x7632)};
-  }
-  // silu(gate) · up of the tile, quantized: 128 columns of the result, which are one group of a token and of
-  // which a thread has every fourth pair; of the 64-token tile `t`.
-  __device__ void store_gated(TileSums& sums, int t, int row, int row_tile, int token_tile) const {
-    add_bias(sums, row);
-    const bool has_up = warp >= 4;  // keeps the later token
-    // Asked for anew, or all that follows from it would be found out once and kept from tile to tile, in
-    // registers that the sums need.
-    std::uint32_t thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    const std::uint32_t place = results + thread % 128 * 4;
-    const std::uint32_t given = place + (has_up ? Shape::kResultBytes : 0);
-    const std::uint32_t taken = place + (has_up ? 0 : Shape::kResultBytes);
-    constexpr std::uint32_t kChunk = 128 * 4;  // a pair for each thread
+  // silu(gate) · up of gate's and up's sums, quantized: 128 columns of the result, which are one group of a
+  // token and of which a thread has every fourth pair, for `token` and the one eight further down.
+  __device__ void store_gated(TileSums (&sums)[2], int row_tile, std::int64_t token) const {
+    const int row = row_tile * kRows;
+    add_bias(sums[0], row);
+    add_bias(sums[1], row + task.out / 2);
     const std::int64_t cols = task.out / 2;
-    std::uint32_t pairs[kChunks];
-    sync_groups();  // what was given before has been taken
+    // One token after the other by the same instructions, which a multiprocessor has to fetch.
+#pragma unroll 1
+    for (int h = 0; h < 2; ++h, token += 8) {
+      std::uint32_t pairs[kChunks];
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const float* const sum = sums + chunk * 4;
-      const std::uint32_t low = pack_bf16(sum[0], sum[1]);
-      const std::uint32_t high = pack_bf16(sum[2], sum[3]);
-      store_shared(given + chunk * kChunk, has_up ? low : high);
-      pairs[chunk] = has_up ? high : low;
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        // Of the token whose turn it is; then it is the other's.
+        const auto pair = [&](TileSums& of) {
+          const std::uint32_t its = pack_bf16(of[chunk * 4], of[chunk * 4 + 1]);
+          of[chunk * 4] = of[chunk * 4 + 2];
+          of[chunk * 4 + 1] = of[chunk * 4 + 3];
+          return its;
+        };
+        const std::uint32_t gate = pair(sums[0]);
+        const std::uint32_t up = pair(sums[1]);
+        pairs[chunk] = pack_bf16(silu(low_bf16(gate)) * low_bf16(up), silu(high_bf16(gate)) * high_bf16(up));
+      }
+      const bool live = token < task.tokens;
+      const float scale = write_group(pairs, task.gated_pow2, live, task.gated + token * cols + row);
+      if (lane % 4 == 0 && live) task.gated_scales[token * scale_pitch(cols) + row_tile] = scale;
     }
-    sync_groups();
-    std::uint32_t largest = 0;
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const std::uint32_t other = load_shared(taken + chunk * kChunk);
-      const std::uint32_t gate = has_up ? other : pairs[chunk];
-      const std::uint32_t up = has_up ? pairs[chunk] : other;
-      pairs[chunk] = pack_bf16(silu(low_bf16(gate)) * low_bf16(up), silu(high_bf16(gate)) * high_bf16(up));
-      largest = max(largest, max(pairs[chunk] << 16 & 0x7fffffffU, pairs[chunk] & 0x7fff0000U));
-    }
-    largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, 1));
-    largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, 2));
-    const Scale scale = divide_scale(__uint_as_float(largest), task.gated_pow2);
-    const auto quad = static_cast<int>(thread % 128 / 4);
-    const std::int64_t at =
-        token_tile * Shape::kTokens + t * 64 + quad / 8 * 16 + quad % 8 + (has_up ? 8 : 0);
-    std::uint8_t* const to = task.gated + at * cols + row_tile * kRows + thread % 4 * 8;
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; chunk += 4) {
-      float values[8];
-      unpack8({pairs[chunk], pairs[chunk + 1], pairs[chunk + 2], pairs[chunk + 3]}, values);
-      const uint2 codes = gather_chunk(e4m3x8(values, scale.multiplier));
-      if (at < task.tokens) *reinterpret_cast<uint2*>(to + chunk * 8) = codes;
-    }
-    if (thread % 4 == 0 && at < task.tokens)
-      task.gated_scales[at * scale_pitch(cols) + row_tile] = scale.scale;
   }
 };
 

@@ -6,46 +6,46 @@
 
 namespace octavo::cuda {
 
-// kOfGroup: weight rows of a warpgroup. The warpgroups of a block stand kAlongTokens by kAlongRows; each
-// multiplies kTiles tiles of 64 tokens. kIsGated: of two along the rows the first has gate's, the second
-// up's.
-template <int kOfGroup, int kAlongTokens, int kAlongRows, int kTiles, bool kIsGated>
+// What a warpgroup multiplies in one go, a unit, is 64 tokens by kOfUnit weight rows. It has kUnits of them:
+// of different tokens and the same rows or, kIsGated, of the same tokens, first gate's rows and then up's.
+// The warpgroups of a block stand kAlongTokens by kAlongRows.
+template <int kOfUnit, int kAlongTokens, int kAlongRows, int kUnits, bool kIsGated>
 struct TallShape {
-  static constexpr int kRows = kOfGroup;
+  static constexpr int kRows = kOfUnit;
   static constexpr int kTokenGroups = kAlongTokens;
   static constexpr int kRowGroups = kAlongRows;
-  static constexpr int kPerGroup = kTiles;
+  static constexpr int kPerGroup = kUnits;
   static constexpr bool kGated = kIsGated;
   static constexpr int kGroups = kTokenGroups * kRowGroups;
   static constexpr int kThreads = (kGroups + 1) * 128;
-  static constexpr int kTokens = 64 * kTokenGroups * kPerGroup;  // of a tile
-  static constexpr int kTileRows = kRows * kRowGroups;
+  static constexpr int kGroupTokens = kGated ? 64 : 64 * kPerGroup;  // of a warpgroup
+  static constexpr int kTokens = kGroupTokens * kTokenGroups;        // of a tile
+  static constexpr int kTileRows = kRows * kRowGroups * (kGated ? 2 : 1);
   static constexpr int kSpan = tall_steps(kRows);  // steps of a stage
   static constexpr std::uint32_t kTokenStep = kTokens * kStepBytes;
   static constexpr std::uint32_t kWeightStep = kTileRows * kStepBytes;
   static constexpr std::uint32_t kStageBytes = (kTokenStep + kWeightStep) * kSpan;
   static constexpr int kBoxRows = result_box(kRows);
   static constexpr std::uint32_t kBoxBytes = 64 * kBoxRows * 2;
-  // Of a warpgroup; gated, what it gives to the other: half of 64 tokens' at a time.
-  static constexpr std::uint32_t kResultBytes = kGated ? 64 * kRows : kPerGroup * 64 * kRows * 2;
-  static constexpr int kRowScales = kRows / 16;  // of a warpgroup: rows 16 i … share the i-th
+  // Of a warpgroup. Gated, they go straight to memory.
+  static constexpr std::uint32_t kResultBytes = kGated ? 0 : kPerGroup * 64 * kRows * 2;
+  static constexpr int kRowScales = kRows / 16;  // of a unit: rows 16 i … share the i-th
   // For so few tokens that weights are what is waited for: what matters is little code.
-  static constexpr bool kShort = kPerGroup == 1 && (kSpan > 1 || kGated);
-  // Of those, where the ring is deep, so many stages of weights are under way at a time: enough to keep
-  // memory busy. With more, multiprocessors whose neighbours are idle take a larger share and are done long
-  // before the others, and whatever else is read or written meanwhile has to queue. 0: as many as the ring
-  // has.
-  static constexpr int kUnderWay = kShort && kGated ? 2 : 0;
+  static constexpr bool kShort = kPerGroup == 1 && kSpan > 1;
+  // Gated, of 64 tokens: so many stages of weights are under way at a time, though the ring is deeper: enough
+  // to keep memory busy. With more, multiprocessors whose neighbours are idle take a larger share and are
+  // done long before the others, and whatever else is read or written meanwhile has to queue. 0: as many as
+  // the ring has.
+  static constexpr int kUnderWay = kGated && kTokens == 64 ? 2 : 0;
   static_assert(kUnderWay <= kMinStages);  // a ring of fewer would wait for a stage that it has not begun
-  // A warpgroup's first 64 tokens' results are stored while the last products of its other 64 are under way.
-  // Gated, both warpgroups would have to wait for each other there, which is slower.
+  // The first unit's results are stored while the last products of the second are under way.
   static constexpr bool kStoresEarly = kPerGroup == 2 && !kGated;
   // See GemmShape of gemm_kernel.cuh.
   static constexpr int kMultiplyRegisters = 240;
   static constexpr int kCopyRegisters = 24;
   static_assert(kGroups == 1 ||
                 kGroups * kMultiplyRegisters + kCopyRegisters <= (kGroups + 1) * (65536 / kThreads / 8 * 8));
-  static_assert(!kGated || (kRowGroups == 2 && kTokenGroups == 1 && kRows == kBlock));
+  static_assert(!kGated || (kRowGroups == 1 && kPerGroup == 2 && kRows == kBlock));
   static_assert(kGroups <= 2 && kPerGroup <= 2 && (kPerGroup == 1 || kSpan == 1) &&
                 kScaleBoxSteps % kSpan == 0);
 };

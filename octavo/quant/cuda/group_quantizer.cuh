@@ -56,4 +56,45 @@ __device__ inline void write_activation(const ActivationRow& row, int col, float
   if (col % kBlock == 0) row.scales[col / kBlock] = scale.scale;
 }
 
+// Of a row's codes, of which a lane has two of each of four chunks of eight columns (in .x of the first two),
+// the eight of the chunk that is lane % 4.
+__device__ inline uint2 gather_chunk(uint2 codes) {
+  const unsigned lane = threadIdx.x % 32;
+  const bool upper = lane % 4 >= 2;
+  const bool odd = lane % 2 != 0;
+  // Two chunks of this lane and of the one two further on or back, the lower lane's first.
+  const std::uint32_t kept = upper ? codes.y : codes.x;
+  const std::uint32_t got = __shfl_xor_sync(0xffffffffU, upper ? codes.x : codes.y, 2);
+  const std::uint32_t low = upper ? got : kept;
+  const std::uint32_t high = upper ? kept : got;
+  // One chunk of both lanes' and of their neighbours.
+  const std::uint32_t given = __byte_perm(low, high, odd ? 0x5410 : 0x7632);
+  const std::uint32_t from = __shfl_xor_sync(0xffffffffU, given, 1);
+  const std::uint32_t mine = __byte_perm(low, high, odd ? 0x7632 : 0x5410);
+  return odd ? uint2{__byte_perm(from, mine, 0x5410), __byte_perm(from, mine, 0x7632)}
+             : uint2{__byte_perm(mine, from, 0x5410), __byte_perm(mine, from, 0x7632)};
+}
+
+// A group as the matrix instructions leave it: four lanes hold it in bf16, of each chunk of eight columns
+// lane % 4 the pair lane % 4 · 2. Called by all lanes of a warp. Writes the codes to `to`, where `live`, and
+// returns the scale.
+__device__ inline float write_group(const std::uint32_t (&pairs)[kBlock / 8], bool pow2, bool live,
+                                    std::uint8_t* to) {
+  std::uint32_t largest = 0;
+#pragma unroll
+  for (const std::uint32_t pair : pairs)
+    largest = max(largest, max(pair << 16 & 0x7fffffffU, pair & 0x7fff0000U));
+  largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, 1));
+  largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, 2));
+  const Scale scale = divide_scale(__uint_as_float(largest), pow2);
+#pragma unroll
+  for (int chunk = 0; chunk < kBlock / 8; chunk += 4) {
+    float values[8];
+    unpack8({pairs[chunk], pairs[chunk + 1], pairs[chunk + 2], pairs[chunk + 3]}, values);
+    const uint2 codes = gather_chunk(e4m3x8(values, scale.multiplier));
+    if (live) *reinterpret_cast<uint2*>(to + (chunk + static_cast<int>(threadIdx.x % 4)) * 8) = codes;
+  }
+  return scale.scale;
+}
+
 }  // namespace octavo::cuda
