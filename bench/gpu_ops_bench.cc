@@ -165,7 +165,8 @@ void attention_of(const Contexts& contexts, bool prompts) {
       if (position % cuda::kRunTokens == 0)
         runs.push_back(
             {static_cast<std::int32_t>(positions.size()),
-             static_cast<std::int32_t>(std::min<std::int64_t>(cuda::kRunTokens, padded_context - position))});
+             static_cast<std::int32_t>(std::min<std::int64_t>(cuda::kRunTokens, padded_context - position)),
+             static_cast<std::int32_t>(position)});
       positions.push_back(static_cast<std::int32_t>(position));
       starts.push_back(static_cast<std::int32_t>(s * blocks_each));
       slots.push_back(static_cast<std::int32_t>(
@@ -177,6 +178,7 @@ void attention_of(const Contexts& contexts, bool prompts) {
   const auto device_positions = cuda::to_device(positions);
   const auto device_slots = cuda::to_device(slots);
   const auto device_starts = cuda::to_device(starts);
+  std::sort(runs.begin(), runs.end());
   const auto device_runs = cuda::to_device(runs);
   cuda::DeviceBatch batch{tokens,
                           device_positions.data<std::int32_t>(),

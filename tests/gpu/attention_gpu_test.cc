@@ -136,7 +136,8 @@ class GpuAttention : public testing::Test {
       std::vector<cuda::TokenRun> runs;
       for (std::int64_t t = 0; t < count; t += runs.back().count)
         runs.push_back({static_cast<std::int32_t>(t),
-                        static_cast<std::int32_t>(std::min(count - t, random_.in(1, cuda::kRunTokens)))});
+                        static_cast<std::int32_t>(std::min(count - t, random_.in(1, cuda::kRunTokens))),
+                        static_cast<std::int32_t>(begin + t)});
       const DeviceStep step(positions, slots, std::vector<std::int32_t>(slots.size()), tables, runs);
       Activation target = out.view;
       if (target.scales != nullptr) {  // codes are bytes

@@ -24,7 +24,8 @@ std::int64_t blocks_of_span(const BatchSpan& span) {
   return (span.first_position + span.num_tokens + kPage16 - 1) / kPage16;
 }
 
-// The batch's tokens in runs, at most one a token; none where no sequence has more than one token.
+// The batch's tokens in runs, at most one a token, longest contexts first; none where no sequence has more
+// than one token.
 std::int64_t write_runs(const Batch& batch, TokenRun* runs) {
   if (std::none_of(batch.spans.begin(), batch.spans.end(),
                    [](const BatchSpan& span) { return span.num_tokens > 1; }))
@@ -33,7 +34,9 @@ std::int64_t write_runs(const Batch& batch, TokenRun* runs) {
   for (const BatchSpan& span : batch.spans)
     for (std::int64_t t = 0; t < span.num_tokens; t += kRunTokens)
       runs[count++] = {static_cast<std::int32_t>(span.first_token + t),
-                       static_cast<std::int32_t>(std::min<std::int64_t>(span.num_tokens - t, kRunTokens))};
+                       static_cast<std::int32_t>(std::min<std::int64_t>(span.num_tokens - t, kRunTokens)),
+                       static_cast<std::int32_t>(span.first_position + t)};
+  std::sort(runs, runs + count);
   return count;
 }
 

@@ -1,8 +1,9 @@
 // Grouped-query attention on the tensor cores, for head_dim 64 and 128 and up to eight query heads a KV head.
 //
 // One block of threads takes one token and one KV head. Its four warps take the pages of 16 positions in
-// turn, each warp with a ring of pages of its own, filled by bulk copies (the cache's order is free of bank
-// conflicts, kv_layout.cuh). Keys take the matrix instruction's side of 16 and the query heads its side of 8:
+// turn, each warp with a ring of its own, filled by bulk copies (the cache's order is free of bank conflicts,
+// kv_layout.cuh): of a split all its pages' keys, whose scores have one maximum, then their values. Keys take
+// the matrix instruction's side of 16 and the query heads its side of 8:
 //   Sᵀ [16 positions, 8 heads] = K Qᵀ,   Oᵀ [head_dim, 8 heads] += Vᵀ Pᵀ
 // so a group of 8 heads or fewer wastes nothing that memory would wait for.
 //
@@ -13,6 +14,8 @@
 //
 // The kernel also rotates: each warp the queries in its registers, and the warp that has the last page the
 // token's own key, which it puts into the cache and, with the value, into its copy of that page.
+#include <type_traits>
+
 #include "octavo/ops/cuda/gqa_page.cuh"
 #include "octavo/ops/cuda/gqa_rope.cuh"
 
@@ -21,23 +24,23 @@ namespace {
 
 using namespace gqa;
 
-constexpr unsigned kPagesOfWarp = kSplitPages / kWarps;  // in a whole split
-
 struct Arguments : Layer {
   HeadRotation rotation;
 };
 
-// kStages: of a warp's ring.
+// kStages: of a warp's ring, each a page's keys or its values.
 template <int kDim, int kStages>
 struct Shared {
-  alignas(128) bf16 ring[kWarps][kStages][2][kPage * kDim];
+  alignas(128) bf16 ring[kWarps][kStages][kPage * kDim];
   Splits<kDim> splits;
   std::uint64_t full[kWarps][kStages];
 };
 
 // Grid: blocks_of_context() × KV heads × tokens.
 template <int kDim, int kStages>
-__global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
+__global__ void __launch_bounds__(kThreads, kStages == 2   ? 4
+                                            : kStages == 6 ? 2
+                                                           : 1)
     gqa_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) std::byte raw[];
   auto& shared = *reinterpret_cast<Shared<kDim, kStages>*>(raw);
@@ -55,26 +58,45 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
   const int rank = static_cast<int>(blockIdx.x);
   if (rank >= cluster) return;
 
-  // A warp's pages run on from one of its splits into the next, and so does its ring. Each lane looks after
-  // every 32nd of them, and knows the block of its next one.
-  const std::int32_t* const blocks = a.batch.block_tables + a.batch.table_starts[token];
-  const auto page_of = [&](unsigned n) {
-    return (rank + static_cast<int>(n / kPagesOfWarp) * cluster) * kSplitPages +
-           static_cast<int>(n % kPagesOfWarp) * kWarps + warp;
+  constexpr int kAtOnce = kStages == 2 ? 1 : kStages == 6 ? 2 : 4;  // pages' scores
+  // This warp's pages of a split.
+  const auto pages_of = [&](int split) {
+    return min(max((pages - split * kSplitPages - warp + kWarps - 1) / kWarps, 0), kWarpPages);
   };
-  const auto block_of = [&](unsigned n) { return page_of(n) < pages ? blocks[page_of(n)] : 0; };
+  // What a warp reads runs on from one of its splits into the next, and so does its ring. Each lane looks
+  // after every 32nd piece, and knows the block of its next one.
+  struct Piece {
+    int page;
+    bool is_values;
+  };
+  constexpr unsigned kPieces = 2 * kWarpPages;  // of a whole split
+  const auto piece_of = [&](unsigned n) {
+    const int split = rank + static_cast<int>(n / kPieces) * cluster;
+    const int at = static_cast<int>(n % kPieces);
+    const int its_pages = pages_of(split);  // the last split may have fewer
+    const bool is_values = at >= its_pages;
+    const int j = is_values ? at - its_pages : at;
+    return Piece{j < its_pages ? split * kSplitPages + j * kWarps + warp : pages, is_values};
+  };
+  const std::int32_t* const blocks = a.batch.block_tables + a.batch.table_starts[token];
   const ReadOnce once;
-  std::int32_t block = block_of(static_cast<unsigned>(lane));
+  Piece piece;
+  std::int32_t block = 0;
+  const auto look_up = [&](unsigned n) {
+    piece = piece_of(n);
+    if (piece.page < pages) block = blocks[piece.page];
+  };
+  look_up(static_cast<unsigned>(lane));
   const auto issue = [&](unsigned n) {  // by lane n % 32
-    if (page_of(n) >= pages) return;
+    if (piece.page >= pages) return;
     constexpr std::uint32_t kPageBytes = kPage * kDim * sizeof(bf16);
     const std::int64_t at = (block * a.shape.num_kv_heads + kv_head) * (kPage * kDim);
     const unsigned stage = n % kStages;
     const std::uint32_t full = shared_address(&shared.full[warp][stage]);
-    arrive_expecting(full, 2 * kPageBytes);
-    bulk_copy(shared_address(shared.ring[warp][stage][0]), a.keys + at, kPageBytes, full, once);
-    bulk_copy(shared_address(shared.ring[warp][stage][1]), a.values + at, kPageBytes, full, once);
-    block = block_of(n + 32);
+    arrive_expecting(full, kPageBytes);
+    bulk_copy(shared_address(shared.ring[warp][stage]), (piece.is_values ? a.values : a.keys) + at,
+              kPageBytes, full, once);
+    look_up(n + 32);
   };
   const Angles<kDim> angles(a.rotation.table, last);
   if (lane == 0) init_ring(shared.full[warp]);
@@ -123,23 +145,68 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
   for (int first = 0; first < splits; first += cluster) {
     const int split = first + rank;  // the last turn may have none for this block
     const int end = min(pages, (split + 1) * kSplitPages);
+    const int its_pages = pages_of(split);
+    // The split's j-th page as it lies `ahead` pieces further on in the ring, when it is there.
+    const auto part = [&](int ahead) {
+      const unsigned n = consumed + static_cast<unsigned>(ahead);
+      wait(shared_address(&shared.full[warp][n % kStages]), n / kStages % 2);
+      return shared.ring[warp][n % kStages];
+    };
+    const auto page_of = [&](int j) { return split * kSplitPages + j * kWarps + warp; };
+    const auto valid_of = [&](int j) { return min(kPage, last + 1 - page_of(j) * kPage); };
+    const auto put_own = [&](int j, const HeadPart<kDim>& own, bf16* to) {
+      if (page_of(j) != pages - 1) return;
+      own.store(to, last % kPage);
+      fence_shared_copies();  // the values' copy may come to where the keys are
+      __syncwarp();
+    };
+    const auto give_back = [&](int count) {
+      __syncwarp();  // all lanes have read them
+      const unsigned next = consumed + kStages;
+      const unsigned ahead = (static_cast<unsigned>(lane) - next) % 32;
+      if (ahead < static_cast<unsigned>(count)) issue(next + ahead);
+      consumed += static_cast<unsigned>(count);
+    };
     WarpState<kDim> state;
-    for (int page = split * kSplitPages + warp; page < end; page += kWarps, ++consumed) {
-      const unsigned stage = consumed % kStages;
-      wait(shared_address(&shared.full[warp][stage]), consumed / kStages % 2);
-      bf16* const keys = shared.ring[warp][stage][0];
-      bf16* const values = shared.ring[warp][stage][1];
-      if (page == pages - 1) {
-        own_key.store(keys, last % kPage);
-        own_value.store(values, last % kPage);
-        __syncwarp();
+    float p[kWarpPages][4];
+    uint2 weights[kWarpPages];
+    const auto score = [&](auto count, int j) {
+      const bf16* keys[count];
+      int valid[count];
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        bf16* const its = part(i);
+        put_own(j + i, own_key, its);
+        keys[i] = its;
+        valid[i] = valid_of(j + i);
       }
-      const int valid = min(kPage, last + 1 - page * kPage);
-      attend_page(
-          state, [&](int k) { return make_uint2(q.x[k][0], q.x[k][1]); }, keys, values, valid, a.scale_log2);
-      __syncwarp();  // all lanes have read the page
-      if (lane == static_cast<int>((consumed + kStages) % 32)) issue(consumed + kStages);
+      score_pages<kDim, count>(
+          p + j, [&](int k) { return make_uint2(q.x[k][0], q.x[k][1]); }, keys, valid);
+      give_back(count);
+    };
+#pragma unroll
+    for (auto& page : p)
+#pragma unroll
+      for (float& x : page) x = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < kWarpPages; j += kAtOnce) {
+      if (j + kAtOnce <= its_pages) {
+        score(std::integral_constant<int, kAtOnce>(), j);
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce - 1; ++i)
+        if (j + i < its_pages) score(std::integral_constant<int, 1>(), j + i);
     }
+    weigh(state, p, a.scale_log2, weights);
+#pragma unroll
+    for (int j = 0; j < kWarpPages; ++j)
+      if (j < its_pages) {
+        bf16* const values = part(0);
+        put_own(j, own_value, values);
+        add_page<kDim>(state, values, valid_of(j), weights[j]);
+        give_back(1);
+      }
     if (first > 0)
       sync_cluster(cluster_arrive);  // the others have read this block's result of the turn before
     shared.splits.publish(state);
@@ -162,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
 
   float v[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = __fdividef(running.o[i], running.sum);
+  for (int i = 0; i < 8; ++i) v[i] = quotient(running.o[i], running.sum);
   const auto cols = static_cast<int>(a.shape.num_heads) * kDim;
   const int col = mine ? (static_cast<int>(kv_head) * group + head) * kDim + dim : cols;
   write_activation(a.row(token, cols, a.fp8()), col, v);
@@ -171,6 +238,8 @@ __global__ void __launch_bounds__(kThreads, kStages == 1 ? 4 : 2)
 
 template <int kDim, int kStages>
 void run(unsigned cluster, const Arguments& arguments, cudaStream_t stream) {
+  // Two blocks a multiprocessor, whose shared memory is 228 KB with 1 KB of the system's for each.
+  static_assert(kStages != 6 || 2 * (sizeof(Shared<kDim, kStages>) + 1024) <= std::size_t{228} * 1024);
   check(cudaFuncSetAttribute(gqa_kernel<kDim, kStages>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              sizeof(Shared<kDim, kStages>)),
         "shared memory for attention");
@@ -180,18 +249,24 @@ void run(unsigned cluster, const Arguments& arguments, cudaStream_t stream) {
                   stream, arguments);
 }
 
-// Where there is more than the two blocks with long rings that a multiprocessor holds, four with short ones
-// keep as much under way, and do not wait for a second round.
+// As much as possible is under way from each multiprocessor: of one block with a long ring (clusters do not
+// find room on every multiprocessor), of two, or, where there are more, of four with short ones, which do not
+// wait for a second round.
 template <int kDim>
 void run(const Arguments& arguments, cudaStream_t stream) {
   const DeviceBatch& batch = arguments.batch;
-  const std::int64_t kv_heads = arguments.shape.num_kv_heads;
-  const auto cluster =
-      static_cast<unsigned>(blocks_of_context(batch.tokens, kv_heads, batch.longest_context));
-  if (batch.tokens * kv_heads > kBlocksAtOnce)
-    run<kDim, 1>(cluster, arguments, stream);
+  const std::int64_t heads = batch.tokens * arguments.shape.num_kv_heads;
+  const std::int64_t cluster =
+      blocks_of_context(batch.tokens, arguments.shape.num_kv_heads, batch.longest_context);
+  const auto run_with = [&](auto stages) {
+    run<kDim, stages>(static_cast<unsigned>(cluster), arguments, stream);
+  };
+  if (heads > kBlocksAtOnce)
+    run_with(std::integral_constant<int, 2>());
+  else if (heads * cluster > (cluster == 1 ? multiprocessors() : multiprocessors() / 2))
+    run_with(std::integral_constant<int, 6>());
   else
-    run<kDim, 3>(cluster, arguments, stream);
+    run_with(std::integral_constant<int, 8>());
 }
 
 }  // namespace

@@ -77,8 +77,13 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
-// What a warp knows of one split: of columns (lane % 4) · 2 + {0, 1}, and for O of dimensions 16 t + lane / 4
-// + {0, 8}.
+// The end of a row of O, whose zeros may have either sign until then.
+__device__ inline float quotient(float o, float sum) { return __fdividef(__fadd_rn(o, 0.0F), sum); }
+
+constexpr int kWarpPages = kSplitPages / kWarps;  // at most, of a split
+
+// What a warp makes of its pages of one split: of columns (lane % 4) · 2 + {0, 1}, and for O of dimensions
+// 16 t + lane / 4 + {0, 8}.
 template <int kDim>
 struct WarpState {
   float max[2] = {-INFINITY, -INFINITY};
@@ -86,43 +91,63 @@ struct WarpState {
   float o[kDim / 16][4] = {};
 };
 
-// Scores [16, 8] of a page, of which the first `valid` positions count in this lane's columns, become
-// weights; `state` is scaled to its new maximum.
-template <int kDim>
-__device__ void weigh(WarpState<kDim>& state, float (&p)[4], int valid) {
+// Scores [16, 8] of each of kCount pages; of a page's positions `valid` count, the others get -∞. query(k):
+// the fragment of columns 16 k … of Q. Several at a time are quicker than one after the other.
+template <int kDim, int kCount, typename Query>
+__device__ void score_pages(float (*p)[4], const Query& query, const bf16* const (&keys)[kCount],
+                            const int (&valid)[kCount]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (lane / 4 + i / 2 * 8 >= valid) p[i] = -INFINITY;
-  float keep[2];
+  for (int page = 0; page < kCount; ++page)
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float largest = fmaxf(p[h], p[h + 2]);
+    for (float& x : p[page]) x = 0;
+  const int matrix = lane / 8;
+  const int key_row = lane % 8 + matrix % 2 * 8;
 #pragma unroll
-    for (int step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, step));
-    const float now = fmaxf(state.max[h], largest);
-    keep[h] = exp2_fast(state.max[h] - now);
-    state.max[h] = now;
-    p[h] = exp2_fast(p[h] - now);
-    p[h + 2] = exp2_fast(p[h + 2] - now);
-    state.sum[h] = __fmaf_rn(state.sum[h], keep[h], __fadd_rn(p[h], p[h + 2]));
-  }
-  if (__any_sync(kAll, keep[0] != 1.0F || keep[1] != 1.0F)) {
+  for (int k = 0; k < kDim / 16; ++k) {
+    const uint2 q = query(k);
 #pragma unroll
-    for (auto& tile : state.o) {
-      tile[0] *= keep[0];
-      tile[1] *= keep[1];
-      tile[2] *= keep[0];
-      tile[3] *= keep[1];
+    for (int page = 0; page < kCount; ++page) {
+      std::uint32_t a[4];
+      load_matrices(a, keys[page] + kv_offset(kDim, key_row, (k * 2 + matrix / 2) * 8));
+      multiply(p[page], a, q.x, q.y);
     }
   }
+#pragma unroll
+  for (int page = 0; page < kCount; ++page)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (lane / 4 + i / 2 * 8 >= valid[page]) p[page][i] = -INFINITY;
 }
 
-// One page for eight columns. query(k): the fragment of columns 16 k … of Q. Of the page's positions `valid`
-// count; the others may hold anything.
-template <int kDim, typename Query>
-__device__ void attend_page(WarpState<kDim>& state, const Query& query, bf16* keys, bf16* values, int valid,
-                            float scale_log2) {
+// Scores of all of a warp's pages of a split (-∞ beyond the last) become weights, of which the matrix
+// instruction takes `weights`: 2^(scale_log2 · score - max).
+template <int kDim>
+__device__ void weigh(WarpState<kDim>& state, float (&p)[kWarpPages][4], float scale_log2,
+                      uint2 (&weights)[kWarpPages]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float largest = -INFINITY;
+#pragma unroll
+    for (const auto& page : p) largest = fmaxf(largest, fmaxf(page[h], page[h + 2]));
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, step));
+    state.max[h] = __fmul_rn(largest, scale_log2);
+#pragma unroll
+    for (auto& page : p) {
+      page[h] = exp2_fast(__fmaf_rn(page[h], scale_log2, -state.max[h]));
+      page[h + 2] = exp2_fast(__fmaf_rn(page[h + 2], scale_log2, -state.max[h]));
+      state.sum[h] = __fadd_rn(state.sum[h], __fadd_rn(page[h], page[h + 2]));
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kWarpPages; ++j)
+    weights[j] = {transpose8x8(pack_bf16(p[j][0], p[j][1])), transpose8x8(pack_bf16(p[j][2], p[j][3]))};
+}
+
+// O += V P of a page, of whose positions `valid` count; the others may hold anything.
+template <int kDim>
+__device__ void add_page(WarpState<kDim>& state, bf16* values, int valid, uint2 weights) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (valid < kPage) {  // what was never written may be NaN, and 0 · NaN is NaN
     for (int i = valid * 8 + lane; i < kPage * 8; i += 32)
@@ -131,29 +156,13 @@ __device__ void attend_page(WarpState<kDim>& state, const Query& query, bf16* ke
         reinterpret_cast<uint4*>(values)[half * kPage * 8 + i] = uint4{};
     __syncwarp();
   }
-  float even[4] = {};
-  float odd[4] = {};
   const int matrix = lane / 8;
-  const int key_row = lane % 8 + matrix % 2 * 8;
-#pragma unroll
-  for (int k = 0; k < kDim / 16; ++k) {
-    std::uint32_t a[4];
-    load_matrices(a, keys + kv_offset(kDim, key_row, (k * 2 + matrix / 2) * 8));
-    const uint2 q = query(k);
-    multiply(k % 2 == 0 ? even : odd, a, q.x, q.y);
-  }
-  float p[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) p[i] = __fmul_rn(__fadd_rn(even[i], odd[i]), scale_log2);
-  weigh(state, p, valid);
-  const std::uint32_t low = transpose8x8(pack_bf16(p[0], p[1]));
-  const std::uint32_t high = transpose8x8(pack_bf16(p[2], p[3]));
   const int value_row = lane % 8 + matrix / 2 * 8;
 #pragma unroll
   for (int t = 0; t < kDim / 16; ++t) {
     std::uint32_t a[4];
     load_transposed(a, values + kv_offset(kDim, value_row, (t * 2 + matrix % 2) * 8));
-    multiply(state.o[t], a, low, high);
+    multiply(state.o[t], a, weights.x, weights.y);
   }
 }
 

@@ -172,6 +172,15 @@ __device__ inline void bulk_copy(std::uint32_t to, const void* from, std::uint32
       : "memory");
 }
 
+// Sixteen bytes by the calling thread, which waits for all it has asked for by wait_for_pieces(). Zeros where
+// `there` is not.
+__device__ inline void copy_piece(void* to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(there ? 16 : 0)
+               : "memory");
+}
+__device__ inline void wait_for_pieces() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
@@ -220,15 +229,6 @@ __device__ inline void copy_box_to_cluster(std::uint32_t to, const CUtensorMap& 
       : "memory");
 }
 
-__device__ inline void store_shared(std::uint32_t to, std::uint32_t bits) {
-  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(bits) : "memory");
-}
-__device__ inline std::uint32_t load_shared(std::uint32_t from) {
-  std::uint32_t bits;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(bits) : "r"(from) : "memory");
-  return bits;
-}
-
 // A box of the matrix at (column, row) from shared memory; what lies outside the matrix is left out. What is
 // there was published by fence_shared_copies() of the threads that wrote it.
 __device__ inline void store_box(const CUtensorMap& map, int column, int row, std::uint32_t from) {
@@ -251,8 +251,11 @@ __device__ inline std::uint64_t matrix_descriptor_of(std::uint32_t low) {
   return kSwizzle128 | kGroupStride | low;
 }
 // Where the rows run along the sum (transposed), the next 64 columns are `columns_apart` bytes further on.
-__device__ inline std::uint64_t matrix_descriptor(std::uint32_t address, std::uint32_t columns_apart = 16) {
-  return matrix_descriptor_of((columns_apart >> 4) << 16 | (address & 0x3ffffU) >> 4);
+__device__ inline std::uint32_t matrix_low(std::uint32_t address, std::uint32_t columns_apart = 16) {
+  return (columns_apart >> 4) << 16 | (address & 0x3ffffU) >> 4;
+}
+__device__ inline std::uint64_t matrix_descriptor(std::uint32_t address) {
+  return matrix_descriptor_of(matrix_low(address));
 }
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -338,6 +341,7 @@ OCTAVO_WGMMA(192, OCTAVO_R96, OCTAVO_N96, "%96", "%97", "%98")
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));      \
   }
 OCTAVO_WGMMA_TRANSPOSED(64, OCTAVO_R32, OCTAVO_N32, "%32, %33, %34, %35", "%36", "%37")
+OCTAVO_WGMMA_TRANSPOSED(128, OCTAVO_R64, OCTAVO_N64, "%64, %65, %66, %67", "%68", "%69")
 #undef OCTAVO_WGMMA_TRANSPOSED
 #undef OCTAVO_WGMMA_OF
 #undef OCTAVO_WGMMA

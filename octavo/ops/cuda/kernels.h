@@ -12,14 +12,19 @@
 
 namespace octavo::cuda {
 
-// A step's batch in device memory.
 // Neighbouring tokens of one sequence: what prompts' attention takes together.
-inline constexpr std::int32_t kRunTokens = 64;
+inline constexpr std::int32_t kRunTokens = 128;
 struct TokenRun {
-  std::int32_t first = 0;  // index in the batch
-  std::int32_t count = 0;  // at most kRunTokens
+  std::int32_t first = 0;     // index in the batch
+  std::int32_t count = 0;     // at most kRunTokens
+  std::int32_t position = 0;  // of the first
+  // For longest first, the order that leaves multiprocessors idle least.
+  friend bool operator<(const TokenRun& a, const TokenRun& b) {
+    return a.position + a.count > b.position + b.count;
+  }
 };
 
+// A step's batch in device memory.
 struct DeviceBatch {
   std::int64_t tokens = 0;
   const std::int32_t* positions = nullptr;  // [tokens]
@@ -28,7 +33,7 @@ struct DeviceBatch {
       nullptr;  // [tokens]: where its sequence's block table begins in block_tables
   const std::int32_t* block_tables = nullptr;  // of all sequences
   std::int64_t longest_context = 0;            // the largest position + 1
-  const TokenRun* runs = nullptr;              // of all tokens; null where no sequence has more than one
+  const TokenRun* runs = nullptr;  // of all tokens, sorted; null where no sequence has more than one
   std::int64_t num_runs = 0;
 };
 
