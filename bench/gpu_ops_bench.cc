@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <random>
 #include <vector>
 
@@ -160,25 +161,22 @@ void attention_of(const Contexts& contexts, bool prompts) {
       std::copy_n(blocks.begin() + first * blocks_each, shared / 16, blocks.begin() + s * blocks_each);
   std::vector<std::int32_t> positions, slots, starts;
   std::vector<cuda::TokenRun> runs;
-  for (std::int64_t s = 0; s < sequences; ++s)
+  for (std::int64_t s = 0; s < sequences; ++s) {
+    if (prompts) cuda::cut_into_runs(s * padded_context, 0, padded_context, std::back_inserter(runs));
     for (std::int64_t position = prompts ? 0 : padded_context - 1; position < padded_context; ++position) {
-      if (position % cuda::kRunTokens == 0)
-        runs.push_back(
-            {static_cast<std::int32_t>(positions.size()),
-             static_cast<std::int32_t>(std::min<std::int64_t>(cuda::kRunTokens, padded_context - position)),
-             static_cast<std::int32_t>(position)});
       positions.push_back(static_cast<std::int32_t>(position));
       starts.push_back(static_cast<std::int32_t>(s * blocks_each));
       slots.push_back(static_cast<std::int32_t>(
           blocks[static_cast<std::size_t>(starts.back() + position / 16)] * 16 + position % 16));
     }
+  }
   const auto tokens = static_cast<std::int64_t>(positions.size());
   const auto qkv = random_values(static_cast<std::size_t>(tokens * shape.qkv_cols) * 2);
   const auto device_blocks = cuda::to_device(blocks);
   const auto device_positions = cuda::to_device(positions);
   const auto device_slots = cuda::to_device(slots);
   const auto device_starts = cuda::to_device(starts);
-  std::sort(runs.begin(), runs.end());
+  std::sort(runs.begin(), runs.end(), cuda::has_longer_context);
   const auto device_runs = cuda::to_device(runs);
   cuda::DeviceBatch batch{tokens,
                           device_positions.data<std::int32_t>(),

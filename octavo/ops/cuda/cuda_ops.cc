@@ -30,14 +30,11 @@ std::int64_t write_runs(const Batch& batch, TokenRun* runs) {
   if (std::none_of(batch.spans.begin(), batch.spans.end(),
                    [](const BatchSpan& span) { return span.num_tokens > 1; }))
     return 0;
-  std::int64_t count = 0;
+  TokenRun* end = runs;
   for (const BatchSpan& span : batch.spans)
-    for (std::int64_t t = 0; t < span.num_tokens; t += kRunTokens)
-      runs[count++] = {static_cast<std::int32_t>(span.first_token + t),
-                       static_cast<std::int32_t>(std::min<std::int64_t>(span.num_tokens - t, kRunTokens)),
-                       static_cast<std::int32_t>(span.first_position + t)};
-  std::sort(runs, runs + count);
-  return count;
+    end = cut_into_runs(span.first_token, span.first_position, span.num_tokens, end);
+  std::sort(runs, end, has_longer_context);
+  return end - runs;
 }
 
 const std::uint8_t* codes(const Activation& x) { return reinterpret_cast<const std::uint8_t*>(x.data); }

@@ -107,9 +107,7 @@ struct TallMultiplier {
   __device__ TallMultiplier(const GemmTask& task, const TallRing<Shape>& ring, int warp, int lane)
       : task(task), ring(ring), warp(warp), lane(lane), release(ring.empty, lane, task.cluster) {
     // Through a shuffle: it would otherwise be found out again every stage, while the tensor cores wait.
-    const auto keep = [](std::uint32_t address) {
-      return __shfl_sync(0xffffffffU, static_cast<std::uint32_t>(matrix_descriptor(address)), 0);
-    };
+    const auto keep = [](std::uint32_t address) { return __shfl_sync(0xffffffffU, matrix_low(address), 0); };
     first_tokens =
         keep(ring.tokens(0) + static_cast<std::uint32_t>(token_group() * Shape::kGroupTokens) * kStepBytes);
     first_rows = keep(ring.weights(0) + static_cast<std::uint32_t>(row_group()) * (kRows * kStepBytes));
@@ -130,7 +128,6 @@ struct TallMultiplier {
   }
   // The scales of a unit's rows.
   __device__ auto& row_scales_of(int unit) { return row_scales[Shape::kGated ? unit : 0]; }
-  __device__ const auto& row_scales_of(int unit) const { return row_scales[Shape::kGated ? unit : 0]; }
   // Of the next tile's rows, in two steps.
   __device__ void look_up(int row_tile) {
 #pragma unroll

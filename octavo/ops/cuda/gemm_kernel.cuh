@@ -37,14 +37,11 @@ struct GemmShape {
   static constexpr int kSums = kTokens / 2;  // a thread's share of a 64-row tile
   static constexpr int kScaleLanes = Element::kScaled ? 32 : 0;
   static constexpr int kSpan = narrow_steps(kTokens, kGroups);
-  // The block's registers, dealt out anew once the roles are known. No more may be asked for than the launch
-  // gave, or the last warpgroup waits forever.
-  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
+  // The block's registers, dealt out anew once the roles are known.
   static constexpr int kMultiplyRegisters = kGroups == 4 ? 104 : 224;
   static constexpr int kCopyRegisters = kGroups == 4 ? 64 : 56;
   static_assert(kPerGroup == 1 || !Element::kScaled);
-  static_assert(kGroups == 1 ||
-                kGroups * kMultiplyRegisters + kCopyRegisters <= (kGroups + 1) * kLaunchRegisters);
+  static_assert(kGroups == 1 || has_registers(kGroups, kMultiplyRegisters, kCopyRegisters));
 };
 
 // sums += block sums · scales of their token and of their weight rows.

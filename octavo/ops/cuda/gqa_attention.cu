@@ -36,6 +36,13 @@ struct Shared {
   std::uint64_t full[kWarps][kStages];
 };
 
+// The barriers of one warp's ring of pages; by one lane.
+template <int kStages>
+__device__ void init_ring(std::uint64_t (&full)[kStages]) {
+  for (auto& barrier : full) init_barrier(shared_address(&barrier), 1);
+  fence_shared_copies();
+}
+
 // Grid: blocks_of_context() × KV heads × tokens.
 template <int kDim, int kStages>
 __global__ void __launch_bounds__(kThreads, kStages == 2   ? 4
@@ -232,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, kStages == 2   ? 4
   for (int i = 0; i < 8; ++i) v[i] = quotient(running.o[i], running.sum);
   const auto cols = static_cast<int>(a.shape.num_heads) * kDim;
   const int col = mine ? (static_cast<int>(kv_head) * group + head) * kDim + dim : cols;
-  write_activation(a.row(token, cols, a.fp8()), col, v);
+  write_activation(a.row(token, cols), col, v);
   if (cluster > 1) sync_cluster(cluster_arrive_shared);  // nobody still reads out of this block
 }
 

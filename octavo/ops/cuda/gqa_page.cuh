@@ -43,10 +43,9 @@ struct Layer {
         scales(to.scales),
         pow2(to.pow2) {}
 
-  __device__ bool fp8() const { return scales != nullptr; }
   // A token's row of the result, of num_heads · head_dim columns, in E4M3 or bf16.
-  __device__ ActivationRow row(std::int64_t token, int cols, bool is_fp8) const {
-    return ActivationRow::of(out, is_fp8 ? scales : nullptr, token, cols, pow2);
+  __device__ ActivationRow row(std::int64_t token, int cols) const {
+    return ActivationRow::of(out, scales, token, cols, pow2);
   }
 };
 
@@ -235,12 +234,5 @@ struct Splits {
     sum[0][head] = split.sum;
   }
 };
-
-// The barriers of one warp's ring of pages; by one lane.
-template <int kStages>
-__device__ void init_ring(std::uint64_t (&full)[kStages]) {
-  for (auto& barrier : full) init_barrier(shared_address(&barrier), 1);
-  fence_shared_copies();
-}
 
 }  // namespace octavo::cuda::gqa

@@ -164,7 +164,7 @@ __device__ Tile attend(const PromptArguments& a, PromptShared<kDim>& shared, con
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int warpgroup = warp / 4;
   const auto row_of = [&](int h) { return warp * 16 + lane / 4 + h * 8; };
-  const auto sync_warpgroup = [&] { asm volatile("bar.sync %0, 128;" ::"r"(1 + warpgroup) : "memory"); };
+  const auto sync_warpgroup = [&] { sync_threads(1 + warpgroup, 128); };
   const auto release = [&](std::uint64_t& empty) {
     __syncwarp();
     if (lane == 0) arrive(shared_address(&empty));
@@ -302,8 +302,7 @@ __device__ Tile attend(const PromptArguments& a, PromptShared<kDim>& shared, con
     for (int chunk = 0; chunk < kDim / 8; ++chunk)
       pairs[chunk] = pack_bf16(quotient(split_o[chunk * 4 + h * 2], running.sum[h]),
                                quotient(split_o[chunk * 4 + h * 2 + 1], running.sum[h]));
-    const ActivationRow to =
-        ActivationRow::of(a.out, a.scales, tile.first + (row.live ? row.token : 0), cols, a.pow2);
+    const ActivationRow to = a.row(tile.first + (row.live ? row.token : 0), cols);
     const int head = tile.kv_head * a.group() + row.head;
     if constexpr (kDim == kBlock)
       if (to.scales != nullptr) {

@@ -11,9 +11,8 @@ constexpr int kComputeThreads = kGroups * 128;
 constexpr int kBlockThreads = kComputeThreads + 128;  // of the last four warps one copies
 constexpr int kComputeRegisters = 240;
 constexpr int kCopyRegisters = 24;
-static_assert(kGroups * kComputeRegisters + kCopyRegisters <=
-              (kGroups + 1) * (65536 / kBlockThreads / 8 * 8));  // what the block begins with
-constexpr int kGroupRows = 64;                                   // pairs of a token and a head
+static_assert(has_registers(kGroups, kComputeRegisters, kCopyRegisters));
+constexpr int kGroupRows = 64;  // pairs of a token and a head
 constexpr int kRows = kGroups * kGroupRows;
 constexpr int kStages = 4;
 constexpr int kStreams = kWarps;

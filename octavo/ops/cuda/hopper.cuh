@@ -364,6 +364,17 @@ OCTAVO_WGMMA_TRANSPOSED(128, OCTAVO_R64, OCTAVO_N64, "%64, %65, %66, %67", "%68"
 #undef OCTAVO_N64
 #undef OCTAVO_N96
 
+// Of the calling warps, as many threads as there must be, at one of sixteen barriers (0: __syncthreads()).
+__device__ inline void sync_threads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// Whether a block of so many warpgroups that compute and one that copies has registers enough. No more may be
+// asked for than the launch gave, or the last warpgroup waits forever.
+constexpr bool has_registers(int computing, int compute_registers, int copy_registers) {
+  const int launch_registers = 65536 / ((computing + 1) * 128) / 8 * 8;
+  return computing * compute_registers + copy_registers <= (computing + 1) * launch_registers;
+}
 // Registers a thread, for all warps of the calling warpgroup.
 template <int kRegisters>
 __device__ inline void take_registers() {

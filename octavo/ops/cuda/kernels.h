@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "octavo/base/dtype.h"
@@ -18,11 +19,20 @@ struct TokenRun {
   std::int32_t first = 0;     // index in the batch
   std::int32_t count = 0;     // at most kRunTokens
   std::int32_t position = 0;  // of the first
-  // For longest first, the order that leaves multiprocessors idle least.
-  friend bool operator<(const TokenRun& a, const TokenRun& b) {
-    return a.position + a.count > b.position + b.count;
-  }
 };
+// Cuts the `count` tokens of a sequence that follow batch index `first`, the position-th of the sequence.
+template <typename Iterator>
+Iterator cut_into_runs(std::int64_t first, std::int64_t position, std::int64_t count, Iterator to) {
+  for (std::int64_t t = 0; t < count; t += kRunTokens)
+    *to++ = TokenRun{static_cast<std::int32_t>(first + t),
+                     static_cast<std::int32_t>(std::min<std::int64_t>(count - t, kRunTokens)),
+                     static_cast<std::int32_t>(position + t)};
+  return to;
+}
+// Longest context first, the order of runs that leaves multiprocessors idle least.
+inline bool has_longer_context(const TokenRun& a, const TokenRun& b) {
+  return a.position + a.count > b.position + b.count;
+}
 
 // A step's batch in device memory.
 struct DeviceBatch {
@@ -33,7 +43,8 @@ struct DeviceBatch {
       nullptr;  // [tokens]: where its sequence's block table begins in block_tables
   const std::int32_t* block_tables = nullptr;  // of all sequences
   std::int64_t longest_context = 0;            // the largest position + 1
-  const TokenRun* runs = nullptr;  // of all tokens, sorted; null where no sequence has more than one
+  const TokenRun* runs =
+      nullptr;  // of all tokens, by has_longer_context(); null where no sequence has more than one
   std::int64_t num_runs = 0;
 };
 

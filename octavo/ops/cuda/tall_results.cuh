@@ -42,7 +42,7 @@ struct TallResults {
   // Through shared memory, from where tensor copies take the results while the next tile is multiplied: of
   // the warpgroup's 64-token tile t, in rising order.
   __device__ void store(TileSums& sums, int t, int row, int token_tile) const {
-    const auto sync_group = [&] { asm volatile("bar.sync %0, 128;" ::"r"(1 + warp / 4) : "memory"); };
+    const auto sync_group = [&] { sync_threads(1 + warp / 4, 128); };
     const bool stores = warp % 4 == 0 && lane == 0;
     const std::uint32_t of_group = results + static_cast<std::uint32_t>(warp / 4) * Shape::kResultBytes;
     add_bias(sums, row);

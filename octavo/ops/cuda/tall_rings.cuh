@@ -43,8 +43,7 @@ struct TallShape {
   // See GemmShape of gemm_kernel.cuh.
   static constexpr int kMultiplyRegisters = 240;
   static constexpr int kCopyRegisters = 24;
-  static_assert(kGroups == 1 ||
-                kGroups * kMultiplyRegisters + kCopyRegisters <= (kGroups + 1) * (65536 / kThreads / 8 * 8));
+  static_assert(kGroups == 1 || has_registers(kGroups, kMultiplyRegisters, kCopyRegisters));
   static_assert(!kGated || (kRowGroups == 1 && kPerGroup == 2 && kRows == kBlock));
   static_assert(kGroups <= 2 && kPerGroup <= 2 && (kPerGroup == 1 || kSpan == 1) &&
                 kScaleBoxSteps % kSpan == 0);
