@@ -92,10 +92,10 @@ struct Ring {
     wait_empty(n);
     wait_full(n);
   }
-  __device__ void init(std::uint32_t fillers) const {
+  __device__ void init(std::uint32_t fillers, std::uint32_t readers) const {
     for (int s = 0; s < kStages; ++s) {
       init_barrier(full + 8 * s, fillers);
-      init_barrier(empty + 8 * s, kReaders);
+      init_barrier(empty + 8 * s, readers);
     }
   }
 };
@@ -139,12 +139,12 @@ struct ChainMemory {
     multiplying.place(barriers);
     of_warp = from_shared<float>(barriers);
   }
-  // Every stage is emptied by kReaders arrivals, whoever reads it.
+  // Every stage is emptied by the arrivals of kReaders warps, whoever reads it.
   __device__ void init() const {
-    weights.init(1);
-    tokens.init(1);
-    scales.init(32);
-    blocks.init(4);
+    weights.init(1, kReaders);
+    tokens.init(1, kReaders);
+    scales.init(32, kReaders * kArrivalsOfWarp);
+    blocks.init(4 * kArrivalsOfWarp, kReaders * kArrivalsOfWarp);
     multiplying.set(false);
     publish_barriers();
   }

@@ -67,8 +67,7 @@ struct ChainComputer {
   }
   // As one of `readers` warps.
   __device__ void end_scales(std::uint32_t readers) {
-    __syncwarp();
-    if (lane == 0) arrive(memory.scales.empty_of(scales), kReaders / readers);
+    arrive_as_warp(memory.scales.empty_of(scales), lane, kReaders / readers);
     ++scales;
   }
   // The scales of the step-th of the 32, times their rows'.
@@ -151,8 +150,7 @@ struct ChainComputer {
                                        upper ? d[i][kColumns / 2 - kSums + j + 2] : d[i][j + 2],
                                        upper ? d[i][kColumns / 2 - kSums + j + 3] : d[i][j + 3]};
       }
-      __syncwarp();
-      if (lane == 0) arrive(memory.blocks.full_of(blocks));
+      arrive_as_warp(memory.blocks.full_of(blocks), lane);
     }
     weights += static_cast<std::uint32_t>(stages);
     tokens += static_cast<std::uint32_t>(stages);
@@ -189,8 +187,7 @@ struct ChainComputer {
           for (int i = 0; i < kSpan; ++i)
             if (step + i < count) promote<kHalf>(block[i], scale[i]);
         }
-        __syncwarp();
-        if (lane == 0) arrive(memory.blocks.empty_of(blocks), kReaders / 4);
+        arrive_as_warp(memory.blocks.empty_of(blocks), lane, kReaders / 4);
       }
       end_scales(4);
     }

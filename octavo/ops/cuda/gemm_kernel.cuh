@@ -196,8 +196,7 @@ struct Multiplier {
         promote<kTokens>(sums[0], blocks[i], token_scales + i * kTokens, scale, lane % 4);
     }
     if ((first + kSpan) % kScaleSteps == 0 || stage == task.stages - 1) {
-      __syncwarp();
-      if (lane == 0) arrive(rings.scales.empty + 8 * scales.stage);
+      arrive_as_warp(rings.scales.empty + 8 * scales.stage, lane);
       scales.advance(kScaleStages);
     }
   }

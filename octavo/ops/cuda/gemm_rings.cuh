@@ -178,7 +178,7 @@ struct Rings {
     }
     for (int s = 0; s < kScaleStages && scale_lanes > 0; ++s) {
       init_barrier(scales.full + 8 * s, scale_lanes);
-      init_barrier(scales.empty + 8 * s, readers);
+      init_barrier(scales.empty + 8 * s, readers * kArrivalsOfWarp);
     }
     publish_barriers();
   }

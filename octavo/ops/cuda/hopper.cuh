@@ -54,6 +54,21 @@ __device__ inline void arrive(std::uint32_t barrier) {
 __device__ inline void arrive(std::uint32_t barrier, std::uint32_t times) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(times) : "memory");
 }
+// By a whole warp: all of its lanes have read, or written, what the barrier is about. One lane says so for
+// all, which racecheck does not follow; in a build for it (OCTAVO_RACECHECK) each says so for itself.
+#ifdef OCTAVO_RACECHECK
+inline constexpr std::uint32_t kArrivalsOfWarp = 32;
+#else
+inline constexpr std::uint32_t kArrivalsOfWarp = 1;
+#endif
+__device__ inline void arrive_as_warp(std::uint32_t barrier, int lane) {
+  __syncwarp();
+  if (kArrivalsOfWarp > 1 || lane == 0) arrive(barrier);
+}
+__device__ inline void arrive_as_warp(std::uint32_t barrier, int lane, std::uint32_t times) {
+  __syncwarp();
+  if (kArrivalsOfWarp > 1 || lane == 0) arrive(barrier, times);
+}
 // Where another block of the cluster has what lies at `address` in the caller's shared memory.
 __device__ inline std::uint32_t address_in_block(std::uint32_t address, std::uint32_t rank) {
   std::uint32_t there;
