@@ -144,8 +144,12 @@ struct Contexts {
   std::int64_t shared = 0;  // positions that eight sequences share, as samples of one prompt do
 };
 
-// Attention of every sequence's last token, or of all (`prompts`), over pages in random order.
-void attention_of(const Contexts& contexts, bool prompts) {
+enum class Of { kDecodes, kPrompts, kBesidePrompts };
+
+// Attention of every sequence's last token, or of all (kPrompts), over pages in random order. kBesidePrompts:
+// the last tokens as in a step that has prompts, too, by the kernel for those.
+void attention_of(const Contexts& contexts, Of of) {
+  const bool prompts = of == Of::kPrompts;
   const AttentionShape shape{32, 8, 128, 0, 4096, 5120, 6144};
   const auto& [sequences, context, shared] = contexts;
   const std::int64_t padded_context = (context + 15) / 16 * 16;
@@ -162,8 +166,9 @@ void attention_of(const Contexts& contexts, bool prompts) {
   std::vector<std::int32_t> positions, slots, starts;
   std::vector<cuda::TokenRun> runs;
   for (std::int64_t s = 0; s < sequences; ++s) {
-    if (prompts) cuda::cut_into_runs(s * padded_context, 0, padded_context, std::back_inserter(runs));
-    for (std::int64_t position = prompts ? 0 : padded_context - 1; position < padded_context; ++position) {
+    const std::int64_t first = prompts ? 0 : padded_context - 1;
+    cuda::cut_into_runs(std::ssize(positions), first, padded_context - first, std::back_inserter(runs));
+    for (std::int64_t position = first; position < padded_context; ++position) {
       positions.push_back(static_cast<std::int32_t>(position));
       starts.push_back(static_cast<std::int32_t>(s * blocks_each));
       slots.push_back(static_cast<std::int32_t>(
@@ -184,7 +189,7 @@ void attention_of(const Contexts& contexts, bool prompts) {
                           device_starts.data<std::int32_t>(),
                           device_blocks.data<std::int32_t>(),
                           padded_context};
-  if (prompts) {
+  if (of != Of::kDecodes) {
     batch.runs = device_runs.data<cuda::TokenRun>();
     batch.num_runs = static_cast<std::int64_t>(runs.size());
   }
@@ -197,6 +202,10 @@ void attention_of(const Contexts& contexts, bool prompts) {
     cuda::attention(qkv.data<bf16>(), batch, shape, rotation, kv,
                     {out.data<bf16>(), scales.data<float>(), 4096, false}, nullptr, stream);
   });
+  if (prompts)
+    row(fmt::format("rope and cache write of prompts of {}", padded_context), tokens,
+        static_cast<double>(tokens) * 8 * 128 * 2 * 2 * 2,
+        time_us(4, [&](int) { cuda::rope_and_store(qkv.data<bf16>(), batch, shape, rotation, kv, stream); }));
   const double read_once = 1.0 - static_cast<double>(shared) / static_cast<double>(padded_context) * 7 / 8;
   const double kv_bytes = 2.0 * static_cast<double>(geometry.layer_bytes()) * read_once;
   if (prompts) {
@@ -205,8 +214,10 @@ void attention_of(const Contexts& contexts, bool prompts) {
     row(fmt::format("attention of prompts of {} + quantize: {:.0f} TFLOPS", padded_context, flops / us / 1e6),
         tokens, kv_bytes + static_cast<double>(tokens) * 4096 * 3, us);
   } else {
-    row(fmt::format("rope, cache write and attention of a decode + quantize, context {}{}", padded_context,
-                    shared == 0 ? "" : fmt::format(", {} shared by 8", shared)),
+    row(fmt::format("{} + quantize, context {}{}",
+                    of == Of::kDecodes ? "rope, cache write and attention of a decode"
+                                       : "attention of a decode beside prompts",
+                    padded_context, shared == 0 ? "" : fmt::format(", {} shared by 8", shared)),
         tokens, kv_bytes, us);
   }
 }
@@ -225,11 +236,12 @@ void attention() {
                                    {256, 1024},
                                    {256, 1024, 512},
                                    {256, 4096}})
-    attention_of(contexts, false);
+    attention_of(contexts, Of::kDecodes);
 }
 void prompts() {
   for (const Contexts& contexts : {Contexts{1, 128}, {64, 128}, {1, 1024}, {8, 1024}, {1, 8192}})
-    attention_of(contexts, true);
+    attention_of(contexts, Of::kPrompts);
+  for (const Contexts& contexts : {Contexts{16, 600}, {200, 600}}) attention_of(contexts, Of::kBesidePrompts);
 }
 
 void weights() {

@@ -280,7 +280,7 @@ void run(const Arguments& arguments, cudaStream_t stream) {
 
 bool gqa_attention_takes(const AttentionShape& shape) {
   return (shape.head_dim == 64 || shape.head_dim == 128) && shape.num_heads / shape.num_kv_heads <= kHeads &&
-         shape.q_begin % 8 == 0 && shape.k_begin % 2 == 0 && shape.v_begin % 2 == 0 &&
+         shape.q_begin % 8 == 0 && shape.k_begin % 8 == 0 && shape.v_begin % 8 == 0 &&
          shape.qkv_cols % 8 == 0;
 }
 

@@ -117,7 +117,7 @@ __device__ void ask_for_queries(const PromptArguments& a, PromptShared<kDim>& sh
   for (int i = lane / kChunks; i < 16; i += 32 / kChunks) {
     const Row row(a, tile, first + i);
     const std::int64_t token = tile.first + (row.live ? row.token : 0);
-    const int head = tile.kv_head * a.group() + (row.live ? row.head : 0);
+    const int head = tile.kv_head * a.group + (row.live ? row.head : 0);
     copy_piece(query_chunk(shared, first + i, chunk),
                a.qkv + token * a.shape.qkv_cols + a.shape.q_begin + head * kDim + chunk * 8, row.live);
   }
@@ -165,12 +165,21 @@ __device__ Tile attend(const PromptArguments& a, PromptShared<kDim>& shared, con
   const int warpgroup = warp / 4;
   const auto row_of = [&](int h) { return warp * 16 + lane / 4 + h * 8; };
   const auto sync_warpgroup = [&] { sync_threads(1 + warpgroup, 128); };
-  const auto release = [&](std::uint64_t& empty) {
-    __syncwarp();
-    if (lane == 0) arrive(shared_address(&empty));
-  };
+  const auto release = [&](std::uint64_t& empty) { arrive_as_warp(shared_address(&empty), lane); };
   auto& query = shared.queries[warpgroup];
   const int streams = tile.streams();
+  if (Row(a, tile, warpgroup * kGroupRows).token >= tile.count) {  // there is nothing for this warpgroup
+    for (int stream = 0; stream < streams; ++stream, place.advance(kStages)) {
+      wait(shared_address(&shared.keys_full[place.stage]), place.parity);
+      release(shared.keys_empty[place.stage]);
+      wait(shared_address(&shared.values_full[place.stage]), place.parity);
+      release(shared.values_empty[place.stage]);
+    }
+    wait_for_pieces();  // before others are asked for in their place
+    const Tile next = next_tile(shared, place);
+    if (next.count > 0) ask_for_queries(a, shared, next);
+    return next;
+  }
   rotate_queries(a, shared, tile);
   sync_warpgroup();
 
@@ -303,7 +312,7 @@ __device__ Tile attend(const PromptArguments& a, PromptShared<kDim>& shared, con
       pairs[chunk] = pack_bf16(quotient(split_o[chunk * 4 + h * 2], running.sum[h]),
                                quotient(split_o[chunk * 4 + h * 2 + 1], running.sum[h]));
     const ActivationRow to = a.row(tile.first + (row.live ? row.token : 0), cols);
-    const int head = tile.kv_head * a.group() + row.head;
+    const int head = tile.kv_head * a.group + row.head;
     if constexpr (kDim == kBlock)
       if (to.scales != nullptr) {
         const float scale =
@@ -359,8 +368,9 @@ void run(const PromptArguments& arguments, cudaStream_t stream) {
 void gqa_prompt_attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                           const HeadRotation& rotation, const KvLayer& kv, const Activation& out,
                           cudaStream_t stream) {
-  PromptArguments arguments{{qkv, batch, shape, kv, out}, rotation, 0};
-  while (1 << arguments.head_shift < shape.num_heads / shape.num_kv_heads) ++arguments.head_shift;
+  PromptArguments arguments{{qkv, batch, shape, kv, out}, rotation};
+  arguments.group = static_cast<int>(shape.num_heads / shape.num_kv_heads);
+  while (1 << arguments.head_shift < arguments.group) ++arguments.head_shift;
   shape.head_dim == 64 ? run<64>(arguments, stream) : run<128>(arguments, stream);
 }
 

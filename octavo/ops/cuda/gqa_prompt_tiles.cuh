@@ -21,9 +21,8 @@ static_assert(kStreamPages * kPage == 64 && kRunTokens == kRows);
 
 struct PromptArguments : Layer {
   HeadRotation rotation;
-  int head_shift;  // log2 of the heads of a token, those that make up a power of two included
-
-  __device__ int group() const { return static_cast<int>(shape.num_heads / shape.num_kv_heads); }
+  int group = 0;       // heads of a KV head
+  int head_shift = 0;  // log2 of the heads of a token, those that make up a power of two included
 };
 
 // What a block of threads computes in one go: neighbouring tokens of a sequence, and all heads of a KV head.
@@ -54,27 +53,47 @@ struct Row {
   __device__ Row(const PromptArguments& a, const Tile& tile, int row)
       : token(row >> a.head_shift),
         head(row & ((1 << a.head_shift) - 1)),
-        live(token < tile.count && head < a.group()),
+        live(token < tile.count && head < a.group),
         position(tile.position + min(token, tile.count - 1)) {}
 };
 
-// Every tile of the block's: longest contexts first (TokenRun), dealt out to the blocks in turn, every other
-// round in reverse.
+// Every tile of the block's, longest contexts first (TokenRun), each run's end before its beginning; dealt
+// out to the blocks in turn, every other round in reverse. By a whole warp.
 template <typename Do>
 __device__ void for_each_tile(const PromptArguments& a, const Do& with) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
   const auto kv_heads = static_cast<unsigned>(a.shape.num_kv_heads);
-  const unsigned tiles = static_cast<unsigned>(a.batch.num_runs << a.head_shift) * kv_heads;
-  const int most = kRows >> a.head_shift;  // tokens
-  for (unsigned begin = 0, reverse = 0; begin < tiles; begin += gridDim.x, reverse ^= 1) {
+  const int most = kRows >> a.head_shift;  // tokens of a tile
+  // Each lane has one of 32 neighbouring runs, and knows how many parts of a tile's tokens come before it.
+  int first_run = -32;
+  TokenRun run;
+  unsigned parts = 0;
+  unsigned before = 0;
+  unsigned end = 0;  // of the parts of all these runs
+  for (unsigned begin = 0, reverse = 0;; begin += gridDim.x, reverse ^= 1) {
     const unsigned n = begin + (reverse != 0 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
-    if (n >= tiles) break;
     const unsigned part = n / kv_heads;
-    const unsigned last_of_run = (1U << a.head_shift) - 1;
-    const TokenRun run = a.batch.runs[part >> a.head_shift];
-    const int skipped = static_cast<int>(last_of_run - (part & last_of_run)) * most;
-    if (run.count > skipped)
-      with(Tile{run.first + skipped, min(run.count - skipped, most), run.position + skipped,
-                static_cast<int>(n % kv_heads)});
+    while (part >= end) {
+      first_run += 32;
+      if (first_run >= a.batch.num_runs) return;
+      run = first_run + lane < a.batch.num_runs ? a.batch.runs[first_run + lane] : TokenRun{};
+      parts = static_cast<unsigned>((run.count + most - 1) / most);
+      before = parts;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        const unsigned of_lower = __shfl_up_sync(kAll, before, step);
+        if (lane >= step) before += of_lower;
+      }
+      before += end;
+      end = __shfl_sync(kAll, before, 31);
+      before -= parts;
+    }
+    // The last lane with parts that begin at or before this one: all lanes behind have only later ones.
+    const int its = 31 - __clz(static_cast<int>(__ballot_sync(kAll, parts > 0 && before <= part)));
+    const int skipped = static_cast<int>(__shfl_sync(kAll, parts - 1 + before, its) - part) * most;
+    with(Tile{__shfl_sync(kAll, run.first, its) + skipped,
+              min(__shfl_sync(kAll, run.count, its) - skipped, most),
+              __shfl_sync(kAll, run.position, its) + skipped, static_cast<int>(n % kv_heads)});
   }
 }
 
@@ -93,11 +112,12 @@ struct PromptShared {
 
   // By one thread. All is given back by every warp that computes.
   __device__ void init() {
+    constexpr std::uint32_t kReaders = kComputeThreads / 32 * kArrivalsOfWarp;
     for (int s = 0; s < kStages; ++s) {
       init_barrier(shared_address(&keys_full[s]), 1);
-      init_barrier(shared_address(&keys_empty[s]), kComputeThreads / 32);
+      init_barrier(shared_address(&keys_empty[s]), kReaders);
       init_barrier(shared_address(&values_full[s]), 1);
-      init_barrier(shared_address(&values_empty[s]), kComputeThreads / 32);
+      init_barrier(shared_address(&values_empty[s]), kReaders);
     }
     fence_shared_copies();
   }

@@ -1,4 +1,5 @@
-// A head's norm and rotation in the registers of the matrix instruction's fragments, for prompts and decodes.
+// A head's norm and rotation in the registers of the matrix instruction's fragments: queries, and decodes'
+// keys.
 #pragma once
 
 #include "octavo/ops/cuda/gqa_page.cuh"
@@ -18,15 +19,6 @@ struct HeadFragment {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         x[k][i] = *reinterpret_cast<const std::uint32_t*>(head + first_dim() + k * 16 + i * 8);
-  }
-  // As a key or value, where kv_layout.cuh says.
-  __device__ void store(bf16* page, int place) const {
-#pragma unroll
-    for (int k = 0; k < kDim / 16; ++k)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        *reinterpret_cast<std::uint32_t*>(page + kv_offset(kDim, place, first_dim() + k * 16 + i * 8)) =
-            x[k][i];
   }
 };
 

@@ -1,6 +1,9 @@
 // Optional RMSNorm of the heads, rotary embedding, and the write into the paged cache: of any shape, one warp
 // a head; of prompts whose attention rotates the queries itself, keys and values only, four lanes a head.
-#include "octavo/ops/cuda/gqa_rope.cuh"
+#include "octavo/ops/cuda/attention_kernels.h"
+#include "octavo/ops/cuda/kv_layout.cuh"
+#include "octavo/quant/cuda/device.h"
+#include "octavo/quant/cuda/vector_io.cuh"
 
 namespace octavo::cuda {
 namespace {
@@ -87,6 +90,80 @@ __global__ void __launch_bounds__(kWarps * 32) rope_kernel(RopeArguments a) {
     a.values[at + kv_offset(padded, place, i)] = v[i];
 }
 
+// A key's eights of dimensions that one of its four lanes has: 8 (lane % 4 + 4 i) … and those half a head on.
+template <int kDim>
+struct KeyEights {
+  static constexpr int kEights = kDim / 64;
+  float low[kEights][8];
+  float high[kEights][8];
+
+  __device__ static int first_dim(int i) { return static_cast<int>(threadIdx.x % 4) * 8 + i * 32; }
+  __device__ explicit KeyEights(const bf16* head) {
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      unpack8(*reinterpret_cast<const uint4*>(head + first_dim(i)), low[i]);
+      unpack8(*reinterpret_cast<const uint4*>(head + kDim / 2 + first_dim(i)), high[i]);
+    }
+  }
+  // gqa_rope.cuh's inverse_rms(), whose 32 lanes' sums are here eight to a lane.
+  __device__ float inverse_rms(float eps) const {
+    float squares[8] = {};
+#pragma unroll
+    for (const auto& half : {&low, &high})
+#pragma unroll
+      for (int i = 0; i < kEights; ++i)
+#pragma unroll
+        for (int e = 0; e < 8; ++e) squares[e] = __fmaf_rn((*half)[i][e], (*half)[i][e], squares[e]);
+#pragma unroll
+    for (float& sum : squares) {
+      sum += __shfl_xor_sync(0xffffffffU, sum, 2);
+      sum += __shfl_xor_sync(0xffffffffU, sum, 1);
+    }
+#pragma unroll
+    for (int step = 4; step > 0; step /= 2)
+#pragma unroll
+      for (int e = 0; e < step; ++e) squares[e] += squares[e + step];
+    return __fdiv_rn(1.0F, __fsqrt_rn(__fdiv_rn(squares[0], static_cast<float>(kDim)) + eps));
+  }
+  // gqa_rope.cuh's rotate(); by whole warps.
+  __device__ void rotate(const HeadRotation& rotation, std::int64_t position) {
+    float cos[kEights][8];
+    float sin[kEights][8];
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      load8(rotation.table.cos + position * (kDim / 2) + first_dim(i), true, 8, cos[i]);
+      load8(rotation.table.sin + position * (kDim / 2) + first_dim(i), true, 8, sin[i]);
+    }
+    if (rotation.k_norm != nullptr) {
+      const float scale = inverse_rms(rotation.eps);
+      const auto norm = [&](float(&values)[8], int dim) {
+        float weights[8];
+        load8(rotation.k_norm + dim, true, 8, weights);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) values[e] = __fmul_rn(__fmul_rn(values[e], scale), weights[e]);
+      };
+#pragma unroll
+      for (int i = 0; i < kEights; ++i) norm(low[i], first_dim(i)), norm(high[i], kDim / 2 + first_dim(i));
+    }
+#pragma unroll
+    for (int i = 0; i < kEights; ++i)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const float x = low[i][e];
+        const float y = high[i][e];
+        low[i][e] = __fsub_rn(__fmul_rn(x, cos[i][e]), __fmul_rn(y, sin[i][e]));
+        high[i][e] = __fadd_rn(__fmul_rn(y, cos[i][e]), __fmul_rn(x, sin[i][e]));
+      }
+  }
+  __device__ void store(bf16* page, int place) const {
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      *reinterpret_cast<uint4*>(page + kv_offset(kDim, place, first_dim(i))) = pack8(low[i]);
+      *reinterpret_cast<uint4*>(page + kv_offset(kDim, place, kDim / 2 + first_dim(i))) = pack8(high[i]);
+    }
+  }
+};
+
 // Grid: four threads for each token and KV head, along one dimension.
 template <int kDim>
 __global__ void __launch_bounds__(kWarps * 32) store_kernel(RopeArguments a, std::int64_t tokens) {
@@ -96,17 +173,20 @@ __global__ void __launch_bounds__(kWarps * 32) store_kernel(RopeArguments a, std
   const std::int64_t token = min(group / a.shape.num_kv_heads, tokens - 1);
   const std::int64_t head = group % a.shape.num_kv_heads;
   const bf16* const row = a.qkv + token * a.shape.qkv_cols;
-  gqa::HeadFragment<kDim> key;
-  gqa::HeadFragment<kDim> value;
-  key.load(row + a.shape.k_begin + head * kDim);
-  value.load(row + a.shape.v_begin + head * kDim);
-  const gqa::Angles<kDim> angles(a.rotation.table, a.positions[token]);
-  gqa::rotate(key, a.rotation.k_norm, a.rotation.eps, angles);  // by whole warps
+  const bf16* const its_value = row + a.shape.v_begin + head * kDim;
+  KeyEights<kDim> key(row + a.shape.k_begin + head * kDim);
+  uint4 value[kDim / 32];
+  const auto dim_of = [](int i) { return static_cast<int>(threadIdx.x % 4) * 8 + i * 32; };
+#pragma unroll
+  for (int i = 0; i < kDim / 32; ++i) value[i] = *reinterpret_cast<const uint4*>(its_value + dim_of(i));
+  key.rotate(a.rotation, a.positions[token]);
   const std::int32_t slot = a.slots[token];
   if (slot < 0 || group >= tokens * a.shape.num_kv_heads) return;
   const std::int64_t page = (slot / kPage * a.shape.num_kv_heads + head) * (kPage * kDim);
   key.store(a.keys + page, slot % kPage);
-  value.store(a.values + page, slot % kPage);
+#pragma unroll
+  for (int i = 0; i < kDim / 32; ++i)
+    *reinterpret_cast<uint4*>(a.values + page + kv_offset(kDim, slot % kPage, dim_of(i))) = value[i];
 }
 
 template <int kDim>
