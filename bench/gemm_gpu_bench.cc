@@ -308,7 +308,6 @@ void tune(Bench& bench, std::vector<std::int64_t> tokens) {
   fmt::print("| M | layer | tile | us |\n|---|---|---|---|\n");
   for (const std::int64_t m : tokens)
     for (const Layer& layer : kLayers) {
-      if (m >= 1024 && layer.out < 28672 && layer.in < 8192) continue;
       const auto row = [&](const GemmPlan& plan) {
         fmt::print("| {} | {} | {}{}x{} | {:.1f} |\n", m, layer.name, plan.tall ? "" : "narrow ", plan.tokens,
                    plan.rows, bench.layer_us(layer, m, &plan));

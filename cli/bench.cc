@@ -214,8 +214,9 @@ CLI::Option* add_rollout_bench_flags(CLI::App& app, RolloutBench& bench) {
       ->needs(sequences)
       ->check(at_least(1))
       ->capture_default_str();
-  app.add_option("--max-batch-tokens", bench.max_batch_tokens,
-                 "Tokens computed in one step, with --sequences (0: 512, on a GPU 8192)")
+  app.add_option(
+         "--max-batch-tokens", bench.max_batch_tokens,
+         fmt::format("Tokens computed in one step, with --sequences (0: 512, on a GPU {})", kGpuBatchTokens))
       ->needs(sequences)
       ->check(at_least(0));
   return sequences;

@@ -112,7 +112,7 @@ void EngineFlags::add_to(CLI::App& app) {
                  "Sequences that run at the same time (0: 64, on a GPU 256)")
       ->check(at_least(0));
   app.add_option("--max-batch-tokens", max_batch_tokens,
-                 "Tokens computed in one step (0: 512, on a GPU 8192)")
+                 fmt::format("Tokens computed in one step (0: 512, on a GPU {})", kGpuBatchTokens))
       ->check(at_least(0));
   app.add_option("--max-context", max_context,
                  "Longest prompt and output together (0: what the model allows)")
@@ -141,7 +141,7 @@ EngineOptions EngineFlags::options(const std::string& device) const {
     fail("--gpu-memory-utilization is the GPU's; leave it out or add --device cuda");
   options.max_sequences = max_sequences > 0 ? max_sequences : gpu ? 256 : 64;
   options.max_batch_tokens = std::max(max_batch_tokens > 0 ? max_batch_tokens
-                                      : gpu                ? 8192
+                                      : gpu                ? kGpuBatchTokens
                                                            : 512,
                                       options.max_sequences);
   options.max_context = max_context;

@@ -36,10 +36,15 @@ struct ModelFlags {
 // Flags that say how weights become FP8, for commands that do not load a model to run it too.
 void add_quantization_flags(CLI::App& app, ModelFlags& flags);
 
+// Tokens of a step on a GPU: 256 for each multiprocessor of an H100 or H200, so that the tiles of a layer's
+// GEMM come out even whatever its shape. Energy bounds prompts there, and larger steps take less of it, since
+// weights are read fewer times (docs/results/gpu-engine.md).
+inline constexpr std::int64_t kGpuBatchTokens = std::int64_t{256} * 132;
+
 // Flags that shape the engine.
 struct EngineFlags {
   std::int64_t max_sequences = 0;     // 0: 64, on a GPU 256
-  std::int64_t max_batch_tokens = 0;  // 0: 512, on a GPU 8192
+  std::int64_t max_batch_tokens = 0;  // 0: 512, on a GPU kGpuBatchTokens
   std::int64_t max_context = 0;
   std::int64_t kv_tokens = 0;
   std::int64_t kv_bytes = 0;

@@ -130,7 +130,7 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   task.cluster = plan.cluster;
   task.row_items = static_cast<int>(plan.row_tiles(g.out));
   task.token_items = static_cast<int>((plan.token_tiles(g.tokens) + plan.cluster - 1) / plan.cluster);
-  task.row_band = plan.row_band(g.tokens);
+  task.row_band = plan.row_band(g.tokens, g.in * g.element_bytes);
   task.weight_stages = plan.tall ? plan.stages_for(task.steps) : plan.weight_stages;
   task.token_stages = plan.token_stages;
   assert(std::min(task.weight_stages, task.token_stages) >= kMinStages);

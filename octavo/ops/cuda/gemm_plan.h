@@ -2,6 +2,7 @@
 // tested without a GPU. No choice here changes a bit of a result (see gemm.h): a plan is about speed only.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -77,9 +78,14 @@ struct GemmPlan {
   // Tokens that one copy brings. Where one tile holds them all, no more than there are: copies of rows beyond
   // the matrix take several times as long.
   int token_box(std::int64_t m) const { return m < tokens ? static_cast<int>(m) : tokens; }
-  // Tiles of rows that take turns over the tokens, so that at any time about as many rows are read as tokens
-  // and both come from L2. Up to 2048 tokens it is one: all tokens take turns over the weights.
-  int row_band(std::int64_t m) const { return m <= 2048 ? 1 : 2048 / rows; }
+  // Tiles of rows, of so many bytes each, that take turns over the tokens: at least so many that about as
+  // many rows are read at a time as tokens and both come from L2; more where L2 keeps their weights until the
+  // next tokens, which are then read fewer times. Up to 2048 tokens it is one: all tokens take turns over the
+  // weights.
+  int row_band(std::int64_t m, std::int64_t row_bytes) const {
+    constexpr std::int64_t kKept = std::int64_t{16} << 20;  // bytes, of 50 MiB that two halves hold twice
+    return m <= 2048 ? 1 : static_cast<int>(std::max<std::int64_t>(2048, kKept / row_bytes) / rows);
+  }
   std::int64_t row_tiles(std::int64_t out) const { return (out + rows - 1) / rows; }
   std::int64_t token_tiles(std::int64_t m) const { return (m + tokens - 1) / tokens; }
 };

@@ -107,11 +107,13 @@ TEST(GemmPlan, StreamsWeightsOnAtLeastHalfOfTheMultiprocessorsInWholeRounds) {
     }
 }
 
-TEST(GemmPlan, BlocksOfManyTokensReadSquares) {
+TEST(GemmPlan, BlocksOfManyTokensReadSquaresOrWeightsThatL2Keeps) {
   // Of the tiles that 132 blocks compute at a time, about as many rows as tokens.
-  EXPECT_EQ(plan_fp8_gemm(28672, 4096, 8192).row_band(8192), 16);  // tiles of 128 rows, 256 tokens
-  EXPECT_EQ(plan_gated_gemm(28672, 4096, 8192).row_band(8192), 8);
-  for (const int m : {1, 17, 2048}) EXPECT_EQ(plan_fp8_gemm(28672, 4096, m).row_band(m), 1) << m;
+  EXPECT_EQ(plan_fp8_gemm(4096, 14336, 8192).row_band(8192, 14336), 16);  // tiles of 128 rows, 256 tokens
+  // 16 MiB of weights.
+  EXPECT_EQ(plan_fp8_gemm(6144, 4096, 8192).row_band(8192, 4096), 32);
+  EXPECT_EQ(plan_gated_gemm(28672, 4096, 8192).row_band(8192, 4096), 16);
+  for (const int m : {1, 17, 2048}) EXPECT_EQ(plan_fp8_gemm(28672, 4096, m).row_band(m, 4096), 1) << m;
 }
 
 TEST(GemmPlan, GateAndUpAreOneKernelWhereThatIsNotSlower) {
