@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Octavo and its peers side by side on one GPU, in one run: vLLM with block FP8 and DeepGEMM, DeepGEMM and cuBLASLt by
+themselves, a refit in plain torch. Writes the tables of docs/results/gpu-speed.md.
+
+    bench/gpu_speed.py --out gpu-speed.json                  # measures (12 minutes, of which vLLM's start is most)
+    bench/gpu_speed.py --parts gemm --out gpu-speed.json     # one part only; the file keeps the others
+    bench/gpu_speed.py --from gpu-speed.json > docs/results/gpu-speed.md
+
+Needs `make build` and, for the peers, a python with torch 2.11.0 and vLLM 0.24.0 (--python). Octavo runs before and after a peer,
+so that both meet the card in the same state; its figures are means of both. A part is written to the file as soon as it is
+there. What fails is left out of the tables, said at the end, and makes the exit code 1.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHAPE = "llama-3.1-8b"
+SEQUENCES = [1, 16, 64, 256]
+PREFILL = (64, 1024)  # sequences, prompt
+LAYERS = ["qkv", "o", "gate_up", "down"]
+DECODE_GOALS = {1: 1.6, 16: 1.6, 64: 1.5, 256: 1.4}
+NARROW, WIDE = (1, 8, 16, 64), (256, 512, 1024, 4096)  # tokens of the two goals of the GEMM
+
+
+class Runner:
+    """Runs the programs; what fails is kept in `failures`."""
+
+    def __init__(self, args):
+        self.bin, self.python, self.limit = args.bin, args.python, args.limit
+        self.failures = []
+
+    def program(self, name):
+        return str(next((p for p in (self.bin / name, self.bin / "cli" / name, self.bin / "bench" / name) if p.exists()), self.bin / name))
+
+    def text(self, *command):
+        name = pathlib.Path(command[1] if command[0] == self.python else command[0]).name
+        print(f"{name} {' '.join(map(str, command[1:]))[-90:]}", file=sys.stderr, flush=True)
+        begin = time.monotonic()
+        try:
+            done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=self.limit)
+            if done.returncode == 0:
+                print(f"  {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+                return done.stdout
+            why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        except subprocess.TimeoutExpired:
+            why = f"not done after {self.limit} s (--limit)"
+        except OSError as error:
+            why = error.strerror
+        self.failures.append(f"{name}: {why}")
+        return ""
+
+    def octavo(self, *flags):
+        out = self.text(self.program("octavo"), "bench", "--shape", SHAPE, "--random-weights", "--device", "cuda", "--json", *flags)
+        return json.loads(out)["rollouts"] if out else []
+
+    def table(self, *command):
+        """Rows of the Markdown that one of our benches prints, numbers as floats."""
+        rows = [[c.strip() for c in line.strip("|\n").split("|")] for line in self.text(self.program(command[0]), *command[1:]).splitlines()
+                if line.startswith("| ") and line[2].isdigit()]
+        return [[float(c) for c in row if re.fullmatch(r"[\d.]+", c)] for row in rows]
+
+    def peer(self, script, *flags):
+        out = self.text(self.python, ROOT / "bench/peers" / script, *flags)
+        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+
+def engine(run):
+    def octavo():
+        sequences, prompt = PREFILL
+        return {"decode": run.octavo("--sequences", ",".join(map(str, SEQUENCES))),
+                "prefill": run.octavo("--sequences", ",".join([str(sequences)] * 3), "--prompt", str(prompt), "--output", "1")}
+
+    run.text(run.python, ROOT / "bench/peers/deepgemm_warm.py")
+    before = octavo()
+    vllm = run.peer("vllm_speed.py", ROOT / "bench/shapes" / SHAPE)
+    return {"octavo": [before, octavo()], "vllm": vllm}
+
+
+def gemm(run):
+    before = run.table("gemm_gpu_bench", "table")
+    peers = run.peer("gemm_speed.py")
+    return {"octavo": [before, run.table("gemm_gpu_bench", "table")], "peers": peers, "chain": run.table("gemm_gpu_bench", "chain"),
+            "load": run.table("gemm_gpu_bench", "load", "8192")}
+
+
+def refit(run):
+    return {"octavo": run.text(run.program("gpu_refit_bench")).strip(), "torch": run.text(run.python, ROOT / "bench/torch_refit.py").strip()}
+
+
+def ops(run):
+    return {"octavo": run.text(run.program("gpu_ops_bench")).strip()}
+
+
+PARTS = {"engine": engine, "gemm": gemm, "refit": refit, "ops": ops}
+
+
+def machine():
+    try:
+        query = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"],
+                               capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit("gpu_speed.py: nvidia-smi finds no GPU here; --from makes the tables of a file")
+    return query.stdout.splitlines()[0]
+
+
+def mean(values):
+    values = list(values)
+    return statistics.fmean(values) if values else math.nan
+
+
+def cell(value, form="{:,.0f}"):
+    return "–" if math.isnan(value) else form.format(value)
+
+
+def rows(header, lines):
+    return ["| " + " | ".join(header) + " |", "|---" * len(header) + "|", *("| " + " | ".join(line) + " |" for line in lines), ""]
+
+
+def engine_tables(part):
+    def octavo(what, sequences, key):
+        return mean(r[key] for one in part["octavo"] for r in one[what] if r["sequences"] == sequences and r[key] is not None)
+
+    def vllm(what, sequences, key):
+        return mean(r[key] for r in part["vllm"] if r["what"] == what and r["sequences"] == sequences)
+
+    lines = []
+    for n in SEQUENCES:
+        ours, theirs = octavo("decode", n, "output_tokens_per_second"), vllm("decode", n, "output_tokens_per_second")
+        lines.append([f"{n} sequence{'s' if n > 1 else ''}", cell(ours), cell(octavo("decode", n, "step_ms"), "{:.3f}"),
+                      cell(octavo("decode", n, "first_token_ms"), "{:.1f}"), cell(theirs), cell(vllm("decode", n, "first_token_ms"), "{:.1f}"),
+                      cell(ours / theirs, "{:.2f}"), str(DECODE_GOALS[n])])
+    n, prompt = PREFILL
+    ours, theirs = (n * prompt / f("prefill", n, "first_token_ms") * 1e3 for f in (octavo, vllm))
+    lines.append([f"prompts of {n} × {prompt}, prompt tok/s", cell(ours), "", cell(octavo("prefill", n, "first_token_ms"), "{:.1f}"), cell(theirs),
+                  cell(vllm("prefill", n, "first_token_ms"), "{:.1f}"), cell(ours / theirs, "{:.3f}"), "1.25"])
+    start = next((r for r in part["vllm"] if r["what"] == "start"), {})
+    return ["## Engine", "", f"Prompts of 128, outputs of 512, temperature 1, log-probabilities of the sampled tokens; means. vLLM {start.get('vllm', '?')}, block FP8, "
+            f"DeepGEMM, steps of {start.get('max_batch_tokens', 0):,} tokens, ready after {start.get('seconds', '?')} s.", "",
+            *rows(["", "output tok/s", "step ms", "first token ms", "vLLM tok/s", "first token ms", "ratio", "goal"], lines)]
+
+
+def gemm_tables(part):
+    def ours(tokens, layer):
+        return mean(r[1 + LAYERS.index(layer)] for table in part["octavo"] for r in table if r[0] == tokens)
+
+    def theirs(what, tokens, layer):
+        us = next((r["us"] for r in part["peers"] if r["what"] == what and r["layer"] == layer and r["tokens"] == tokens), {})
+        deep = [us[k] for k in ("deepgemm", "deepgemm_pdl") if k in us]
+        return min(deep, default=math.nan), us.get("cublaslt", math.nan)
+
+    def geometric(values):
+        return math.exp(mean(math.log(v) for v in values))
+
+    all_tokens = [int(r[0]) for r in part["octavo"][0]]
+    lines, ratios = [], {}
+    for m in all_tokens:
+        best = {layer: min((t for t in theirs("gemm", m, layer) if not math.isnan(t)), default=math.nan) for layer in LAYERS}
+        ratios[m] = [best[layer] / ours(m, layer) for layer in LAYERS]
+        cells = [" / ".join(cell(v, "{:.1f}") for v in (ours(m, layer), *theirs("gemm", m, layer))) for layer in LAYERS]
+        lines.append([str(m), *cells, cell(geometric(ratios[m]), "{:.3f}")])
+    goals = [(name, geometric([r for m in tokens if m in ratios for r in ratios[m]]), goal)
+             for name, tokens, goal in (("up to 64", NARROW, 1.25), ("from 256", WIDE, 1))]
+    out = ["## GEMM", "", "The four linear layers of Llama-3.1-8B, random values, weights rotated past L2, one CUDA graph, medians, µs: Octavo / DeepGEMM (with programmatic "
+           "dependent launch where that is quicker) / cuBLASLt's block scaling; the ratio is the better peer's time over Octavo's.", "",
+           *rows(["tokens", *LAYERS, "ratio"], lines),
+           *(f"- {name} tokens, geometric mean: {cell(ratio, '{:.3f}')} (goal: {goal})" for name, ratio, goal in goals)]
+    chain = next((r for r in part["chain"] if r[0] == 1), None)
+    if chain:
+        out.append(f"- the four as one kernel at one token: {chain[1]:.1f} µs (goal: 58)")
+    if part["load"]:
+        loaded = part["load"][0]
+        out += ["", f"Under the power limit, {loaded[0]:.0f} tokens, µs, Octavo / DeepGEMM: " +
+                ", ".join(f"{layer} {loaded[1 + i]:.0f} / {cell(theirs('load', loaded[0], layer)[0], '{:.0f}')}" for i, layer in enumerate(LAYERS)) +
+                f"; gate_up with SiLU and quantization {min(loaded[5:7]):.0f}."]
+    return [*out, ""]
+
+
+def refit_tables(part):
+    return ["## Refit", "", "```", *filter(None, (part["octavo"], part["torch"])), "```", ""]
+
+
+def ops_tables(part):
+    return ["## Single operations", "", part["octavo"], ""]
+
+
+TABLES = {"engine": engine_tables, "gemm": gemm_tables, "refit": refit_tables, "ops": ops_tables}
+
+
+def document(result):
+    lines = ["# GPU speed, against the peers", "", "Written by `bench/gpu_speed.py`, every part on one card in one run, Octavo before and after the peer. What bounds these numbers: "
+             "[gpu-engine.md](gpu-engine.md), [gpu-gemm.md](gpu-gemm.md), [gpu-ops.md](gpu-ops.md).", ""]
+    for name, tables in TABLES.items():
+        if name in result:
+            lines += tables(result[name]["figures"]) + [f"{result[name]['machine']}; {result[name]['when']} UTC.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build/default", help="a build, or a folder with its programs")
+    parser.add_argument("--python", default=sys.executable, help="of the peers")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--limit", type=int, default=1200, help="seconds that one program may take")
+    parser.add_argument("--out", type=pathlib.Path, help="file of the measurements, read first where it exists")
+    parser.add_argument("--from", dest="source", type=pathlib.Path, help="print the document of such a file instead")
+    args = parser.parse_args()
+    if args.source:
+        try:
+            sys.stdout.write(document(json.loads(args.source.read_text())))
+        except (OSError, ValueError) as error:
+            sys.exit(f"gpu_speed.py: {args.source}: {error}")
+        return
+    if not args.out:
+        parser.error("--out says where the measurements go")
+    card = machine()
+    result = json.loads(args.out.read_text()) if args.out.exists() else {}
+    run = Runner(args)
+    for name in args.parts:
+        when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M")
+        result[name] = {"machine": card, "when": when, "figures": PARTS[name](run)}
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    sys.stdout.write(document(result))
+    if run.failures:
+        sys.exit("gpu_speed.py: " + "; ".join(run.failures))
+
+
+if __name__ == "__main__":
+    main()
