@@ -1,5 +1,7 @@
 #include "octavo/engine/kv_memory.h"
 
+#include <fmt/format.h>
+
 #include "octavo/base/error.h"
 
 namespace octavo {
@@ -11,7 +13,15 @@ constexpr std::size_t kDeviceReserve = std::size_t{768} << 20;
 
 double gib(std::size_t bytes) { return static_cast<double>(bytes) / static_cast<double>(1 << 30); }
 
-// Memory is reserved here and taken as it is used, so too much would only show in the middle of a run.
+// What steps and captured graphs take of a GPU.
+std::size_t step_bytes(const EngineOptions& options, const Model& model) {
+  const std::int64_t positions =
+      options.max_context > 0 ? options.max_context : model.spec().max_position_embeddings;
+  return model.scratch_bytes(options.max_batch_tokens, options.max_sequences, positions) + kDeviceReserve;
+}
+
+// A CPU's memory is reserved here and taken as it is used, so too much would only show in the middle of a
+// run.
 void check_fits(const EngineOptions& options, const Model& model) {
   const KvGeometry one{
       .num_blocks = 1, .num_kv_heads = model.spec().num_kv_heads, .head_dim = model.spec().head_dim};
@@ -22,12 +32,16 @@ void check_fits(const EngineOptions& options, const Model& model) {
   const auto room = model.storage().room();
   const std::size_t total = room ? room->total : physical_memory();
   const std::size_t weights = model.weights().bytes();
-  if (kv + static_cast<double>(weights) > static_cast<double>(total))
+  const std::size_t steps = room ? step_bytes(options, model) : 0;
+  if (kv + static_cast<double>(weights + steps) > static_cast<double>(total))
     fail(
-        "a KV cache of {:.2f} GiB ({:.0f} tokens) and weights of {:.2f} GiB are more than the {:.2f} GiB of "
-        "memory; lower {}",
-        kv / (1 << 30), kv / token_bytes, gib(weights), gib(total),
-        options.kv_tokens > 0 ? "kv_tokens" : "the KV cache's bytes");
+        "a KV cache of {:.2f} GiB ({:.0f} tokens){} and weights of {:.2f} GiB are more than the {:.2f} GiB "
+        "of "
+        "memory; lower {}{}",
+        kv / (1 << 30), kv / token_bytes,
+        room ? fmt::format(", steps of {} tokens of {:.2f} GiB", options.max_batch_tokens, gib(steps)) : "",
+        gib(weights), gib(total), options.kv_tokens > 0 ? "kv_tokens" : "the KV cache's bytes",
+        room ? " or max_batch_tokens" : "");
 }
 
 }  // namespace
@@ -47,10 +61,7 @@ EngineOptions with_kv_bytes(EngineOptions options, const Model& model) {
   const auto share =
       static_cast<std::size_t>(static_cast<double>(room->total) * options.gpu_memory_utilization);
   const std::size_t used = room->total - room->free;
-  const std::int64_t positions =
-      options.max_context > 0 ? options.max_context : model.spec().max_position_embeddings;
-  const std::size_t scratch =
-      model.scratch_bytes(options.max_batch_tokens, options.max_sequences, positions) + kDeviceReserve;
+  const std::size_t scratch = step_bytes(options, model);
   const KvGeometry one{
       .num_blocks = 1, .num_kv_heads = model.spec().num_kv_heads, .head_dim = model.spec().head_dim};
   const std::size_t block = KvMemory::block_bytes(model.spec().num_layers, one);

@@ -21,6 +21,14 @@ std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockSize - 1) 
 
 }  // namespace
 
+EngineOptions with_reachable_step(EngineOptions options, const ModelSpec& spec) {
+  const std::int64_t context = options.max_context > 0 ? options.max_context : spec.max_position_embeddings;
+  if (options.max_batch_tokens > kMaxBatchTokens || options.max_sequences < 1) return options;  // refused
+  if (options.max_batch_tokens / context >= options.max_sequences)
+    options.max_batch_tokens = options.max_sequences * context;
+  return options;
+}
+
 Limits::Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tokenizer)
     : vocab_size_(spec.vocab_size), has_tokenizer_(has_tokenizer) {
   if (options.max_sequences < 1 || options.max_sequences > kMaxSequences)

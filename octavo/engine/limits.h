@@ -10,6 +10,10 @@
 
 namespace octavo {
 
+// With max_batch_tokens no larger than all sequences' contexts together: a step cannot have more, and nothing
+// need be reserved for it. What Limits refuses stays as it is.
+EngineOptions with_reachable_step(EngineOptions options, const ModelSpec& spec);
+
 // Immutable, so any thread may use it.
 class Limits {
  public:

@@ -106,6 +106,10 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 }  // namespace
 
+bool attention_quantizes(const AttentionShape& shape) {
+  return gqa_attention_takes(shape) && shape.head_dim == kBlock;
+}
+
 void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                const HeadRotation& rotation, const KvLayer& kv, const Activation& out, bf16* unquantized,
                cudaStream_t stream) {
@@ -115,7 +119,7 @@ void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& 
     batch.runs != nullptr ? gqa_prompt_attention(qkv, batch, shape, rotation, kv, to, stream)
                           : gqa_attention(qkv, batch, shape, rotation, kv, to, stream);
   };
-  if (gqa && (out.scales == nullptr || shape.head_dim == kBlock)) return fast(out);
+  if (gqa && (out.scales == nullptr || attention_quantizes(shape))) return fast(out);
   bf16* const target = out.scales == nullptr ? out.data : unquantized;
   if (gqa) {
     fast({target, nullptr, out.cols, false});

@@ -270,7 +270,7 @@ void CudaOps::attention(const bf16* qkv, const Batch&, const AttentionShape& sha
                         const Activation& out) {
   const auto unquantized =
       static_cast<std::size_t>(std::max(max_tokens_, batch_.tokens) * out.cols) * sizeof(bf16);
-  if (out.scales != nullptr && shape.head_dim != kBlock && unquantized_.bytes() < unquantized) {
+  if (out.scales != nullptr && !cuda::attention_quantizes(shape) && unquantized_.bytes() < unquantized) {
     check(cudaStreamSynchronize(stream_), "stream");
     unquantized_ = DeviceBuffer(unquantized);
   }

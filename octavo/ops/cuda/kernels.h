@@ -72,9 +72,11 @@ struct HeadRotation {
 void rope_and_store(bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                     const HeadRotation& rotation, const KvLayer& kv, cudaStream_t stream);
 
+// Whether attention() of that shape quantizes its result itself.
+bool attention_quantizes(const AttentionShape& shape);
 // Grouped-query attention of every token to the positions up to its own, after rope_and_store() with the same
 // rotation; head_dim at most 256. `unquantized` is scratch [tokens, out.cols], needed only where out has
-// scales and head_dim is not 128.
+// scales and attention_quantizes() is false.
 void attention(const bf16* qkv, const DeviceBatch& batch, const AttentionShape& shape,
                const HeadRotation& rotation, const KvLayer& kv, const Activation& out, bf16* unquantized,
                cudaStream_t stream);
