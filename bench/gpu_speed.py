@@ -8,7 +8,7 @@ themselves, a refit in plain torch. Writes the tables of docs/results/gpu-speed.
 
 Needs `make build` and, for the peers, a python with torch 2.11.0 and vLLM 0.24.0 (--python). Octavo runs before and after a peer,
 so that both meet the card in the same state; its figures are means of both. A part is written to the file as soon as it is
-there. What fails is left out of the tables, said at the end, and makes the exit code 1.
+there. What fails is left out of the tables, or stays as the file had it, is said at the end, and makes the exit code 1.
 """
 
 import argparse
@@ -110,6 +110,13 @@ def machine():
     except (OSError, subprocess.CalledProcessError):
         sys.exit("gpu_speed.py: nvidia-smi finds no GPU here; --from makes the tables of a file")
     return query.stdout.splitlines()[0]
+
+
+def measurements(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        sys.exit(f"gpu_speed.py: {path} holds no measurements: {error}")
 
 
 def mean(values):
@@ -214,19 +221,21 @@ def main():
     parser.add_argument("--from", dest="source", type=pathlib.Path, help="print the document of such a file instead")
     args = parser.parse_args()
     if args.source:
-        try:
-            sys.stdout.write(document(json.loads(args.source.read_text())))
-        except (OSError, ValueError) as error:
-            sys.exit(f"gpu_speed.py: {args.source}: {error}")
+        sys.stdout.write(document(measurements(args.source)))
         return
     if not args.out:
         parser.error("--out says where the measurements go")
     card = machine()
-    result = json.loads(args.out.read_text()) if args.out.exists() else {}
+    result = measurements(args.out) if args.out.exists() else {}
     run = Runner(args)
     for name in args.parts:
         when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M")
-        result[name] = {"machine": card, "when": when, "figures": PARTS[name](run)}
+        failed = len(run.failures)
+        part = {"machine": card, "when": when, "figures": PARTS[name](run)}
+        if name in result and len(run.failures) > failed:
+            run.failures.append(f"{args.out} keeps its older {name}")
+            continue
+        result[name] = part
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     sys.stdout.write(document(result))
     if run.failures:

@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 
-SHAPES = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)]
+from gemm_speed import LAYERS
+
+SHAPES = list(LAYERS.values())
 TOKENS = sorted({1, 2, 4, *range(8, 257, 8), *range(272, 1025, 16), *range(1088, 4097, 64), 8192, 16384})
 PARTS = 4  # processes of a shape; each has neighbouring numbers of tokens, which share kernels
 

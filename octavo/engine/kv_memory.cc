@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "octavo/base/error.h"
+#include "octavo/engine/limits.h"
 
 namespace octavo {
 namespace {
@@ -15,13 +16,12 @@ double gib(std::size_t bytes) { return static_cast<double>(bytes) / static_cast<
 
 // What steps and captured graphs take of a GPU.
 std::size_t step_bytes(const EngineOptions& options, const Model& model) {
-  const std::int64_t positions =
-      options.max_context > 0 ? options.max_context : model.spec().max_position_embeddings;
-  return model.scratch_bytes(options.max_batch_tokens, options.max_sequences, positions) + kDeviceReserve;
+  return model.scratch_bytes(options.max_batch_tokens, options.max_sequences,
+                             context_of(options, model.spec())) +
+         kDeviceReserve;
 }
 
-// A CPU's memory is reserved here and taken as it is used, so too much would only show in the middle of a
-// run.
+// A CPU's memory is reserved here and taken as it is used, so that too much would only show later.
 void check_fits(const EngineOptions& options, const Model& model) {
   const KvGeometry one{
       .num_blocks = 1, .num_kv_heads = model.spec().num_kv_heads, .head_dim = model.spec().head_dim};
@@ -36,8 +36,7 @@ void check_fits(const EngineOptions& options, const Model& model) {
   if (kv + static_cast<double>(weights + steps) > static_cast<double>(total))
     fail(
         "a KV cache of {:.2f} GiB ({:.0f} tokens){} and weights of {:.2f} GiB are more than the {:.2f} GiB "
-        "of "
-        "memory; lower {}{}",
+        "of memory; lower {}{}",
         kv / (1 << 30), kv / token_bytes,
         room ? fmt::format(", steps of {} tokens of {:.2f} GiB", options.max_batch_tokens, gib(steps)) : "",
         gib(weights), gib(total), options.kv_tokens > 0 ? "kv_tokens" : "the KV cache's bytes",

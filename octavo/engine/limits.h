@@ -10,6 +10,9 @@
 
 namespace octavo {
 
+// Prompt and output together, at most.
+std::int64_t context_of(const EngineOptions& options, const ModelSpec& spec);
+
 // With max_batch_tokens no larger than all sequences' contexts together: a step cannot have more, and nothing
 // need be reserved for it. What Limits refuses stays as it is.
 EngineOptions with_reachable_step(EngineOptions options, const ModelSpec& spec);

@@ -168,7 +168,8 @@ __device__ Tile attend(const PromptArguments& a, PromptShared<kDim>& shared, con
   const auto release = [&](std::uint64_t& empty) { arrive_as_warp(shared_address(&empty), lane); };
   auto& query = shared.queries[warpgroup];
   const int streams = tile.streams();
-  if (Row(a, tile, warpgroup * kGroupRows).token >= tile.count) {  // there is nothing for this warpgroup
+  const Row first_row(a, tile, warpgroup * kGroupRows);
+  if (first_row.token >= tile.count) {  // there is nothing for this warpgroup
     for (int stream = 0; stream < streams; ++stream, place.advance(kStages)) {
       wait(shared_address(&shared.keys_full[place.stage]), place.parity);
       release(shared.keys_empty[place.stage]);
@@ -186,7 +187,7 @@ __device__ Tile attend(const PromptArguments& a, PromptShared<kDim>& shared, con
   int row_position[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) row_position[h] = Row(a, tile, row_of(h)).position;
-  const int whole = Row(a, tile, warpgroup * kGroupRows).position + 1;  // positions that count for every row
+  const int whole = first_row.position + 1;  // positions that count for every row
   constexpr std::uint32_t kStageStep = sizeof(shared.keys[0]) >> 4;
   static_assert(sizeof(shared.keys[0]) == sizeof(shared.values[0]) &&
                 sizeof(query[0]) == sizeof(shared.keys[0][0]));

@@ -176,9 +176,9 @@ __global__ void __launch_bounds__(kWarps * 32) store_kernel(RopeArguments a, std
   const bf16* const its_value = row + a.shape.v_begin + head * kDim;
   KeyEights<kDim> key(row + a.shape.k_begin + head * kDim);
   uint4 value[kDim / 32];
-  const auto dim_of = [](int i) { return static_cast<int>(threadIdx.x % 4) * 8 + i * 32; };
 #pragma unroll
-  for (int i = 0; i < kDim / 32; ++i) value[i] = *reinterpret_cast<const uint4*>(its_value + dim_of(i));
+  for (int i = 0; i < kDim / 32; ++i)
+    value[i] = *reinterpret_cast<const uint4*>(its_value + key.first_dim(i));
   key.rotate(a.rotation, a.positions[token]);
   const std::int32_t slot = a.slots[token];
   if (slot < 0 || group >= tokens * a.shape.num_kv_heads) return;
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kWarps * 32) store_kernel(RopeArguments a, std
   key.store(a.keys + page, slot % kPage);
 #pragma unroll
   for (int i = 0; i < kDim / 32; ++i)
-    *reinterpret_cast<uint4*>(a.values + page + kv_offset(kDim, slot % kPage, dim_of(i))) = value[i];
+    *reinterpret_cast<uint4*>(a.values + page + kv_offset(kDim, slot % kPage, key.first_dim(i))) = value[i];
 }
 
 template <int kDim>
