@@ -28,8 +28,13 @@ constexpr std::uint64_t kSeed = 11;
 struct Source {
   std::string name;
   bool shape = false;
+  bool large_groups = false;  // the shape, with nine heads of 128 to a KV head, and two layers
   std::string folder() const { return name.find('/') == std::string::npos ? kTiny + name : name; }
-  ModelSpec spec() const { return shape ? spec_of_shape(name) : load_model_spec(folder()); }
+  ModelSpec spec() const {
+    ModelSpec spec = shape ? spec_of_shape(name) : load_model_spec(folder());
+    if (large_groups) spec.num_layers = 2, spec.head_dim = 128, spec.num_heads = 9, spec.num_kv_heads = 1;
+    return spec;
+  }
   void fill(Weights& weights, ThreadPool& pool) const {
     if (shape) {
       fill_random(weights, kSeed, pool);
@@ -45,6 +50,7 @@ std::vector<Source> sources() {
     all.push_back({entry.path().filename(), false});
   std::sort(all.begin(), all.end(), [](const Source& a, const Source& b) { return a.name < b.name; });
   all.push_back({"smollm2-135m", true});
+  all.push_back({"smollm2-135m", true, true});
   return all;
 }
 

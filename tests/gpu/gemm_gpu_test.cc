@@ -165,7 +165,8 @@ TEST_F(GpuGemm, GatedIsTheLinearLayerAndThenSilu) {
                            : round % 2 == 0 ? random_.in(1, 16)
                                             : random_.in(17, round % 4 == 1 ? 64 : 700);
     const bool deep = round == 1 || round == 2;  // rings go round several times within a tile
-    const std::int64_t k = 16 * (deep ? random_.in(200, 260) : random_.in(1, large ? 20 : 40));
+    const std::int64_t k = round == 25 ? 8192    // and several bands of rows
+                                       : 16 * (deep ? random_.in(200, 260) : random_.in(1, large ? 20 : 40));
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " N " << 2 * cols << " K "
                                     << k);
     Problem problem(random_, m, 2 * cols, k, round % 3 == 0);
@@ -279,12 +280,13 @@ TEST_F(GpuGemm, EveryPlanGivesTheSameBits) {
 // As prompts have: rings, scales and results that wait to be stored go on from tile to tile.
 TEST_F(GpuGemm, ABlockOfThreadsComputesTileAfterTile) {
   // Few steps, for which some rings are shortened (five: 64x128's), only one, and more than one box of
-  // scales.
+  // scales; so many that a band is 2048 rows.
   for (const auto& [k, as_models] : {std::pair{16 * random_.in(8, 30), false},
                                      {16 * random_.in(8, 30), true},
                                      {std::int64_t{128}, true},
                                      {std::int64_t{640}, false},
-                                     {16 * random_.in(33, 80), true}}) {
+                                     {16 * random_.in(33, 80), true},
+                                     {std::int64_t{8192}, true}}) {
     Problem problem(random_, random_.in(2100, 2300), 16 * random_.in(240, 280), k, true);
     if (as_models) problem.share_scales_by_blocks();
     SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << problem.m << " N " << problem.n
@@ -301,6 +303,16 @@ TEST_F(GpuGemm, ABlockOfThreadsComputesTileAfterTile) {
           << kernel.tokens << "x" << kernel.rows;
     }
   }
+}
+
+TEST_F(GpuGemm, TheLastTokensOfALargeStepHaveTheBitsThatTheyHaveAlone) {
+  const std::int64_t m = 33792 - random_.in(0, 100);
+  const Problem problem(random_, m, 4096, 16 * random_.in(8, 20), false);
+  SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << m << " K " << problem.k);
+  const auto all = problem.run(0, m);
+  const std::int64_t count = random_.in(1, 300);
+  const auto last = problem.run(m - count, count);
+  EXPECT_TRUE(same(last.data(), all.data() + (m - count) * problem.stride, count * problem.stride));
 }
 
 TEST_F(GpuGemm, ATokenHasTheSameBitsAloneAndInAnyBatch) {

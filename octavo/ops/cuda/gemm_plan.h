@@ -90,6 +90,23 @@ struct GemmPlan {
   std::int64_t token_tiles(std::int64_t m) const { return (m + tokens - 1) / tokens; }
 };
 
+// visit(row tile, token tile) with the n-th tile that is computed: those of a band of rows side by side, then
+// the next tokens'; after all tokens the next band (GemmPlan::row_band()).
+template <typename Visit>
+constexpr void visit_tile(int n, int row_tiles, int token_tiles, int row_band, const Visit& visit) {
+  int row = n;
+  int token = 0;
+  if (token_tiles > 1) {
+    const int band = n / (row_band * token_tiles);
+    const int left = row_tiles - band * row_band;
+    const int width = row_band < left ? row_band : left;
+    const int inside = n - band * row_band * token_tiles;
+    row = band * row_band + inside % width;
+    token = inside / width;
+  }
+  visit(row, token);
+}
+
 inline constexpr int kMaxCluster = 2;
 // The tall kernels there are, by tokens and then rows of a tile, and what a step of 128 columns takes, in
 // nanoseconds, on an H200 whose multiprocessors all run it (2026-11-27; some have become a few percent

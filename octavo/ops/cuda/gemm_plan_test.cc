@@ -6,7 +6,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <random>
+#include <set>
+#include <utility>
 #include <vector>
 
 namespace octavo::cuda {
@@ -114,6 +117,22 @@ TEST(GemmPlan, BlocksOfManyTokensReadSquaresOrWeightsThatL2Keeps) {
   EXPECT_EQ(plan_fp8_gemm(6144, 4096, 8192).row_band(8192, 4096), 32);
   EXPECT_EQ(plan_gated_gemm(28672, 4096, 8192).row_band(8192, 4096), 16);
   for (const int m : {1, 17, 2048}) EXPECT_EQ(plan_fp8_gemm(28672, 4096, m).row_band(m, 4096), 1) << m;
+}
+
+TEST(GemmPlan, EveryTileComesOnceAndABandAfterTheOther) {
+  for (const auto& [rows, tokens, band] :
+       {std::array{48, 132, 32}, {112, 66, 16}, {7, 3, 4}, {7, 1, 1}, {5, 9, 1}, {3, 2, 100}, {1, 4, 2}}) {
+    std::set<std::pair<int, int>> seen;
+    int last_band = 0;
+    for (int n = 0; n < rows * tokens; ++n) {
+      std::pair<int, int> at;
+      visit_tile(n, rows, tokens, band, [&](int row, int token) { at = {row, token}; });
+      EXPECT_TRUE(at.first >= 0 && at.first < rows && at.second >= 0 && at.second < tokens) << n;
+      EXPECT_TRUE(seen.insert(at).second) << n << " of " << rows << " x " << tokens;
+      EXPECT_GE(at.first / band, last_band) << n;
+      last_band = at.first / band;
+    }
+  }
 }
 
 TEST(GemmPlan, GateAndUpAreOneKernelWhereThatIsNotSlower) {

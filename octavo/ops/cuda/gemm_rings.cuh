@@ -34,8 +34,7 @@ struct StageRelease {
   }
 };
 
-// Which tile comes next: those of a band of rows side by side, then the next tokens'; after all tokens the
-// next band (GemmPlan::row_band). The blocks of a cluster take neighbouring token tiles.
+// Which tile comes next: visit_tile(). The blocks of a cluster take neighbouring token tiles.
 struct TileOrder {
   const GemmTask& task;
 
@@ -46,16 +45,9 @@ struct TileOrder {
 
   template <typename Visit>  // (row tile, token tile)
   __device__ void tile(int item, const Visit& visit) const {
-    int row = item;
-    int token = 0;
-    if (task.token_items > 1) {
-      const int band = item / (task.row_band * task.token_items);
-      const int width = min(task.row_band, task.row_items - band * task.row_band);
-      const int inside = item - band * task.row_band * task.token_items;
-      row = band * task.row_band + inside % width;
-      token = inside / width;
-    }
-    visit(row, token * task.cluster + static_cast<int>(rank_in_cluster()));
+    visit_tile(item, task.row_items, task.token_items, task.row_band, [&](int row, int token) {
+      visit(row, token * task.cluster + static_cast<int>(rank_in_cluster()));
+    });
   }
   template <typename Visit>
   __device__ void for_each(const Visit& visit) const {
