@@ -39,6 +39,15 @@ __device__ inline void cluster_arrive_shared() {
 }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
+// --- arithmetic.
+
+// 2^x, and 0 for what would be subnormal: what it is added to, here, is never that small.
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // --- mbarrier. `barrier` is a shared address.
 
 __device__ inline void init_barrier(std::uint32_t barrier, std::uint32_t arrivals) {

@@ -80,13 +80,12 @@ __device__ inline uint2 gather_chunk(uint2 codes) {
 // returns the scale.
 __device__ inline float write_group(const std::uint32_t (&pairs)[kBlock / 8], bool pow2, bool live,
                                     std::uint8_t* to) {
-  std::uint32_t largest = 0;
+  std::uint32_t largest = 0;  // magnitudes, of both columns of a pair
 #pragma unroll
-  for (const std::uint32_t pair : pairs)
-    largest = max(largest, max(pair << 16 & 0x7fffffffU, pair & 0x7fff0000U));
-  largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, 1));
-  largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, 2));
-  const Scale scale = divide_scale(__uint_as_float(largest), pow2);
+  for (const std::uint32_t pair : pairs) largest = __vmaxu2(largest, pair & 0x7fff7fffU);
+  largest = __vmaxu2(largest, __shfl_xor_sync(0xffffffffU, largest, 1));
+  largest = __vmaxu2(largest, __shfl_xor_sync(0xffffffffU, largest, 2));
+  const Scale scale = divide_scale(__uint_as_float(max(largest << 16, largest & 0xffff0000U)), pow2);
 #pragma unroll
   for (int chunk = 0; chunk < kBlock / 8; chunk += 4) {
     float values[8];
