@@ -85,8 +85,9 @@ struct TallResults {
     add_bias(sums[0], row);
     add_bias(sums[1], row + task.out / 2);
     const std::int64_t cols = task.out / 2;
-    // One token after the other by the same instructions, which a multiprocessor has to fetch.
-#pragma unroll 1
+    // Of few tokens one after the other by the same instructions, which a multiprocessor has to fetch.
+    constexpr int kAtOnce = Shape::kTokens > 64 ? 2 : 1;
+#pragma unroll kAtOnce
     for (int h = 0; h < 2; ++h, token += 8) {
       std::uint32_t pairs[kChunks];
 #pragma unroll
