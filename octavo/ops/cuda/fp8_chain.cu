@@ -224,8 +224,8 @@ struct ChainComputer {
   __device__ void store(const ChainTask::Link& link, bf16* y, std::int64_t stride, int first_row) const {
     if (!live) return;
     const int quad = lane / 4;
-    const float low_bias = link.bias == nullptr ? 0.0F : link.bias[row + quad];
-    const float high_bias = link.bias == nullptr ? 0.0F : link.bias[row + 8 + quad];
+    const float low_bias = link.bias == nullptr ? kNoBias : link.bias[row + quad];
+    const float high_bias = link.bias == nullptr ? kNoBias : link.bias[row + 8 + quad];
 #pragma unroll
     for (int j = 0; j < (kHalf ? 1 : kTokens / 8); ++j) {
       const std::uint32_t low =

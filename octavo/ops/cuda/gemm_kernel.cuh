@@ -229,8 +229,8 @@ struct Multiplier {
 #pragma unroll
     for (int t = 0; t < kPerGroup; ++t) {
       if (!live[t]) continue;
-      const float low_bias = task.bias == nullptr ? 0.0F : task.bias[row[t] + quad];
-      const float high_bias = task.bias == nullptr ? 0.0F : task.bias[row[t] + 8 + quad];
+      const float low_bias = task.bias == nullptr ? kNoBias : task.bias[row[t] + quad];
+      const float high_bias = task.bias == nullptr ? kNoBias : task.bias[row[t] + 8 + quad];
 #pragma unroll
       for (int j = 0; j < kTokens / 8; ++j) {
         const float s[4] = {__fadd_rn(sums[t][j * 4], low_bias), __fadd_rn(sums[t][j * 4 + 1], low_bias),

@@ -48,6 +48,9 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
+// What is added to a sum where there is no bias: leaves it as it is, -0 too, as kernels do that add nothing.
+inline constexpr float kNoBias = -0.0F;
+
 // --- mbarrier. `barrier` is a shared address.
 
 __device__ inline void init_barrier(std::uint32_t barrier, std::uint32_t arrivals) {

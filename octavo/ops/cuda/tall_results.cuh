@@ -21,22 +21,17 @@ struct TallResults {
   std::uint32_t results;  // where they wait to be stored
   int warp, lane;
 
-  // Without a bias +0, as everywhere: a sum of -0 has the same bits in every batch. Whether there is one is
-  // asked once, not for every pair of sums.
+  // (Whether there is one is asked once, not for every pair of sums.)
   __device__ void add_bias(TileSums& sums, int row) const {
-    const auto add = [&](const auto& of_rows) {
+    if (task.bias == nullptr) return;
 #pragma unroll
-      for (int chunk = 0; chunk < kChunks; ++chunk) {
-        const float2 bias = of_rows(row + chunk * 8 + lane % 4 * 2);
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int at = row + chunk * 8 + lane % 4 * 2;
+      const float2 bias = at < task.out ? *reinterpret_cast<const float2*>(task.bias + at) : float2{0, 0};
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          sums[chunk * 4 + i] = __fadd_rn(sums[chunk * 4 + i], i % 2 == 0 ? bias.x : bias.y);
-      }
-    };
-    if (task.bias == nullptr) return add([](int) { return float2{0, 0}; });
-    add([&](int at) {
-      return at < task.out ? *reinterpret_cast<const float2*>(task.bias + at) : float2{0, 0};
-    });
+      for (int i = 0; i < 4; ++i)
+        sums[chunk * 4 + i] = __fadd_rn(sums[chunk * 4 + i], i % 2 == 0 ? bias.x : bias.y);
+    }
   }
 
   // Through shared memory, from where tensor copies take the results while the next tile is multiplied: of
