@@ -35,7 +35,7 @@ EngineCore::EngineCore(std::shared_ptr<const Tokenizer> tokenizer, std::unique_p
     : tokenizer_(std::move(tokenizer)),
       ops_(std::move(ops)),
       model_(std::move(model)),
-      options_(with_kv_bytes(with_reachable_step(options, model_->spec()), *model_)),
+      options_(with_kv_bytes(checked_options(options, model_->spec()), *model_)),
       limits_(model_->spec(), options_, tokenizer_ != nullptr),
       kv_(model_->storage(), model_->spec().num_layers, limits_.kv_geometry(), options_.poison_kv),
       blocks_(limits_.kv_geometry().num_blocks),

@@ -25,16 +25,7 @@ std::int64_t context_of(const EngineOptions& options, const ModelSpec& spec) {
   return options.max_context > 0 ? options.max_context : spec.max_position_embeddings;
 }
 
-EngineOptions with_reachable_step(EngineOptions options, const ModelSpec& spec) {
-  const std::int64_t context = context_of(options, spec);
-  if (options.max_batch_tokens > kMaxBatchTokens || options.max_sequences < 1) return options;  // refused
-  if (options.max_batch_tokens / context >= options.max_sequences)
-    options.max_batch_tokens = options.max_sequences * context;
-  return options;
-}
-
-Limits::Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tokenizer)
-    : vocab_size_(spec.vocab_size), has_tokenizer_(has_tokenizer) {
+EngineOptions checked_options(EngineOptions options, const ModelSpec& spec) {
   if (options.max_sequences < 1 || options.max_sequences > kMaxSequences)
     fail("max_sequences is {}; it must be from 1 to {}", options.max_sequences, kMaxSequences);
   if (options.max_batch_tokens > kMaxBatchTokens)
@@ -50,8 +41,14 @@ Limits::Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tok
   if (options.max_context > spec.max_position_embeddings)
     fail("max_context is {} (prompt and output together), but the model's max_position_embeddings is {}",
          options.max_context, spec.max_position_embeddings);
-  max_context_ = context_of(options, spec);
+  const std::int64_t context = context_of(options, spec);
+  if (options.max_batch_tokens / context >= options.max_sequences)
+    options.max_batch_tokens = options.max_sequences * context;
+  return options;
+}
 
+Limits::Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tokenizer)
+    : vocab_size_(spec.vocab_size), has_tokenizer_(has_tokenizer), max_context_(context_of(options, spec)) {
   geometry_ = {.num_blocks = 0, .num_kv_heads = spec.num_kv_heads, .head_dim = spec.head_dim};
   const std::size_t block_bytes = KvMemory::block_bytes(spec.num_layers, geometry_);
   geometry_.num_blocks = options.kv_tokens > 0 ? blocks_for(options.kv_tokens)

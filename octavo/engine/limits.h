@@ -13,15 +13,15 @@ namespace octavo {
 // Prompt and output together, at most.
 std::int64_t context_of(const EngineOptions& options, const ModelSpec& spec);
 
-// With max_batch_tokens no larger than all sequences' contexts together: a step cannot have more, and nothing
-// need be reserved for it. What Limits refuses stays as it is.
-EngineOptions with_reachable_step(EngineOptions options, const ModelSpec& spec);
+// What an engine is made with: options without sense by themselves or with the model throw Error, and
+// max_batch_tokens is no larger than all sequences' contexts together, as no step is.
+EngineOptions checked_options(EngineOptions options, const ModelSpec& spec);
 
 // Immutable, so any thread may use it.
 class Limits {
  public:
-  // options.kv_bytes is settled (kv_memory.h). Throws Error for options that make no sense together or with
-  // the model.
+  // `options`: checked, and kv_bytes is settled (kv_memory.h). Throws Error where the KV cache has no room
+  // for a block.
   Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tokenizer);
 
   std::int64_t max_context() const { return max_context_; }
