@@ -148,7 +148,8 @@ __device__ void rotate_queries(const PromptArguments& a, PromptShared<kDim>& sha
   fence_shared_copies();
 }
 
-// When the next tile's first keys are there, the tile.
+// When the next tile's first keys are there, the tile. (Asking for its queries in here, too, as all do next,
+// makes prompts 1 % slower.)
 template <int kDim>
 __device__ Tile next_tile(PromptShared<kDim>& shared, const RingPlace& place) {
   wait(shared_address(&shared.keys_full[place.stage]), place.parity);
