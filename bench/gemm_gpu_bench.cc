@@ -42,7 +42,7 @@ constexpr std::array<Layer, 4> kLayers = {
 constexpr std::int64_t kMaxTokens = 8192;
 constexpr std::int64_t kMaxOut = 28672;
 constexpr std::int64_t kMaxIn = 14336;
-constexpr std::size_t kPool = std::size_t{1} << 30;  // bytes of weights that the rotation goes through
+constexpr std::size_t kPool = std::size_t{1} << 30;  // bytes of weights
 
 class Bench {
  public:
@@ -198,9 +198,12 @@ class Bench {
   }
 
  private:
-  // How many times a layer's weights fit into the pool, as far as that is of use.
+  // Of a layer's weights, so that each is out of L2 again when its turn comes: as in
+  // bench/peers/gemm_speed.py.
   static std::size_t sets_of(const Layer& layer) {
-    return std::min(kPool / static_cast<std::size_t>(layer.out * layer.in), std::size_t{24});
+    constexpr std::size_t kRotated = 400'000'000;  // bytes
+    const auto bytes = static_cast<std::size_t>(layer.out * layer.in);
+    return std::max((kRotated + bytes - 1) / bytes, std::size_t{4});
   }
   // launch_one of a layer with one set of its weights after the other.
   std::function<void()> record(const Layer& layer, std::int64_t tokens, std::size_t sets,
@@ -213,7 +216,7 @@ class Bench {
   // Microseconds of what launch_one does with a layer, over rotated weights.
   double rotated_us(const Layer& layer, std::int64_t tokens,
                     const std::function<void(const Fp8Gemm&)>& launch_one) {
-    const std::size_t sets = tokens >= 1024 ? 4 : sets_of(layer);
+    const std::size_t sets = sets_of(layer);
     // Under a load of seconds the card lowers its clock to keep within its power limit: every measurement
     // begins rested, as the peers' do.
     if (tokens >= 128) std::this_thread::sleep_for(std::chrono::milliseconds(300));

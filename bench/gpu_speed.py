@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Octavo and its peers side by side on one GPU, in one run: vLLM with block FP8 and DeepGEMM, DeepGEMM and cuBLASLt by
-themselves, a refit in plain torch. Writes the tables of docs/results/gpu-speed.md.
+"""Octavo and its peers side by side on one GPU, in one run: vLLM with block FP8 and DeepGEMM and with bf16, DeepGEMM and
+cuBLASLt by themselves, a refit in plain torch. Writes the tables of docs/results/gpu-speed.md.
 
-    bench/gpu_speed.py --out gpu-speed.json                  # measures (12 minutes, of which vLLM's start is most)
+    bench/gpu_speed.py --out gpu-speed.json                  # measures (9 minutes, of which vLLM's two starts are most)
     bench/gpu_speed.py --parts gemm --out gpu-speed.json     # one part only; the file keeps the others
     bench/gpu_speed.py --from gpu-speed.json > docs/results/gpu-speed.md
 
@@ -28,7 +28,10 @@ SEQUENCES = [1, 16, 64, 256]
 PREFILL = (64, 1024)  # sequences, prompt
 LAYERS = ["qkv", "o", "gate_up", "down"]
 DECODE_GOALS = {1: 1.6, 16: 1.6, 64: 1.5, 256: 1.4}
+BF16_GOALS = {1: 1.9, 16: 1.9}  # against vLLM in bf16
 NARROW, WIDE = (1, 8, 16, 64), (256, 512, 1024, 4096)  # tokens of the two goals of the GEMM
+TOKENS = [str(m) for m in sorted({*NARROW, 128, *WIDE})]
+LOADED_TOKENS = "8192"
 
 
 class Runner:
@@ -42,8 +45,9 @@ class Runner:
         return str(next((p for p in (self.bin / name, self.bin / "cli" / name, self.bin / "bench" / name) if p.exists()), self.bin / name))
 
     def text(self, *command):
-        name = pathlib.Path(command[1] if command[0] == self.python else command[0]).name
-        print(f"{name} {' '.join(map(str, command[1:]))[-90:]}", file=sys.stderr, flush=True)
+        program, *flags = command[1:] if command[0] == self.python else command
+        name = pathlib.Path(program).name
+        print(name, *flags, file=sys.stderr, flush=True)
         begin = time.monotonic()
         try:
             done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=self.limit)
@@ -81,15 +85,17 @@ def engine(run):
 
     run.text(run.python, ROOT / "bench/peers/deepgemm_warm.py")
     before = octavo()
-    vllm = run.peer("vllm_speed.py", ROOT / "bench/shapes" / SHAPE)
-    return {"octavo": [before, octavo()], "vllm": vllm}
+    shape = ROOT / "bench/shapes" / SHAPE
+    vllm = run.peer("vllm_speed.py", shape, "--sequences", *SEQUENCES, "--prefill", *PREFILL)
+    bf16 = run.peer("vllm_speed.py", shape, "--precision", "bf16", "--sequences", *BF16_GOALS, "--prefill", *PREFILL)
+    return {"octavo": [before, octavo()], "vllm": vllm, "vllm_bf16": bf16}
 
 
 def gemm(run):
-    before = run.table("gemm_gpu_bench", "table")
-    peers = run.peer("gemm_speed.py")
-    return {"octavo": [before, run.table("gemm_gpu_bench", "table")], "peers": peers, "chain": run.table("gemm_gpu_bench", "chain"),
-            "load": run.table("gemm_gpu_bench", "load", "8192")}
+    before = run.table("gemm_gpu_bench", "table", *TOKENS)
+    peers = run.peer("gemm_speed.py", "--tokens", *TOKENS, "--load", LOADED_TOKENS)
+    return {"octavo": [before, run.table("gemm_gpu_bench", "table", *TOKENS)], "peers": peers,
+            "chain": run.table("gemm_gpu_bench", "chain"), "load": run.table("gemm_gpu_bench", "load", LOADED_TOKENS)}
 
 
 def refit(run):
@@ -136,8 +142,8 @@ def engine_tables(part):
     def octavo(what, sequences, key):
         return mean(r[key] for one in part["octavo"] for r in one[what] if r["sequences"] == sequences and r[key] is not None)
 
-    def vllm(what, sequences, key):
-        return mean(r[key] for r in part["vllm"] if r["what"] == what and r["sequences"] == sequences)
+    def vllm(what, sequences, key, of="vllm"):
+        return mean(r[key] for r in part.get(of, []) if r["what"] == what and r["sequences"] == sequences)
 
     lines = []
     for n in SEQUENCES:
@@ -149,10 +155,17 @@ def engine_tables(part):
     ours, theirs = (n * prompt / f("prefill", n, "first_token_ms") * 1e3 for f in (octavo, vllm))
     lines.append([f"prompts of {n} × {prompt}, prompt tok/s", cell(ours), "", cell(octavo("prefill", n, "first_token_ms"), "{:.1f}"), cell(theirs),
                   cell(vllm("prefill", n, "first_token_ms"), "{:.1f}"), cell(ours / theirs, "{:.3f}"), "1.25"])
+    bf16 = []
+    for sequences, goal in BF16_GOALS.items():
+        theirs = vllm("decode", sequences, "output_tokens_per_second", "vllm_bf16")
+        ratio = octavo("decode", sequences, "output_tokens_per_second") / theirs
+        bf16.append(f"{cell(theirs)} tok/s at {sequences} (Octavo {cell(ratio, '{:.2f}')} times as fast; goal: {goal})")
+    bf16.append(f"prompts {cell(n * prompt / vllm('prefill', PREFILL[0], 'first_token_ms', 'vllm_bf16') * 1e3)} tok/s")
     start = next((r for r in part["vllm"] if r["what"] == "start"), {})
     return ["## Engine", "", f"Prompts of 128, outputs of 512, temperature 1, log-probabilities of the sampled tokens; means. vLLM {start.get('vllm', '?')}, block FP8, "
             f"DeepGEMM, steps of {start.get('max_batch_tokens', 0):,} tokens, ready after {start.get('seconds', '?')} s.", "",
-            *rows(["", "output tok/s", "step ms", "first token ms", "vLLM tok/s", "first token ms", "ratio", "goal"], lines)]
+            *rows(["", "output tok/s", "step ms", "first token ms", "vLLM tok/s", "first token ms", "ratio", "goal"], lines),
+            f"vLLM in bf16: {', '.join(bf16)}.", ""]
 
 
 def gemm_tables(part):
@@ -207,7 +220,8 @@ def document(result):
              "[gpu-engine.md](gpu-engine.md), [gpu-gemm.md](gpu-gemm.md), [gpu-ops.md](gpu-ops.md).", ""]
     for name, tables in TABLES.items():
         if name in result:
-            lines += tables(result[name]["figures"]) + [f"{result[name]['machine']}; {result[name]['when']} UTC.", ""]
+            card, driver, power = result[name]["machine"].split(", ")
+            lines += tables(result[name]["figures"]) + [f"{card}, driver {driver}, limit {power}; {result[name]['when']} UTC.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -11,6 +11,7 @@ against FP32 first. Prints one line of JSON for each measurement, times in micro
 
 import argparse
 import json
+import math
 import statistics
 import time
 
@@ -19,7 +20,7 @@ from torch.nn.functional import ScalingType, scaled_mm
 
 LAYERS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 BLOCK = 128
-POOL = 1 << 30  # bytes of weights that the rotation goes through, as in gemm_gpu_bench
+ROTATED = 400_000_000  # bytes of weights, as in gemm_gpu_bench
 LARGEST_ERROR = 0.05  # of block FP8 against FP32: 0.037
 
 
@@ -83,7 +84,7 @@ def loaded_us(calls):
 class Layer:
     def __init__(self, name):
         rows, cols = LAYERS[name]
-        copies = max(4, POOL // (rows * cols))
+        copies = max(4, math.ceil(ROTATED / (rows * cols)))
         self.dense = torch.randn(rows, cols, device="cuda", dtype=torch.bfloat16) * 0.02
         self.weights = [quantize_weight(self.dense)]
         self.weights += [quantize_weight(torch.randn_like(self.dense) * 0.02) for _ in range(copies - 1)]
