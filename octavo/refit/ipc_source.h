@@ -10,9 +10,13 @@
 
 namespace octavo {
 
-// What cudaIpcGetMemHandle gives for an allocation of cudaMalloc; torch's `_share_cuda_` returns the same
-// bytes.
+// What cudaIpcGetMemHandle gives for an allocation of cudaMalloc.
 using IpcHandle = std::array<std::byte, 64>;
+
+// The handle inside what torch shares: the second value of `tensor.untyped_storage()._share_cuda_()`, whose
+// fourth is the offset. It is a version, a letter and the handle (c10/cuda/CUDACachingAllocator.cpp,
+// shareIpcHandle). Throws Error where there is none: memory of expandable segments is shared in another way.
+IpcHandle ipc_handle_of_torch(std::span<const std::byte> shared);
 
 struct IpcTensor {
   std::string name;

@@ -8,6 +8,7 @@
 #include "octavo/checkpoint/test_folder.h"
 #include "octavo/model/weight_checksum.h"
 #include "octavo/quant/weight_quantizer.h"
+#include "octavo/refit/ipc_source.h"
 #include "octavo/refit/refit_test_support.h"
 
 namespace octavo {
@@ -444,6 +445,24 @@ TEST_F(Refit, AFileThatIsCutWhileItIsReadIsAnError) {
     EXPECT_THAT(message_of<Error>([&] { load_checkpoint(checkpoint, weights, pool_); }),
                 HasSubstr("has become shorter since it was opened"));
   }
+}
+
+TEST(IpcHandleOfTorch, IsWhatFollowsTheKindOfMemory) {
+  std::vector<std::byte> shared = {std::byte{2}, std::byte{'c'}};
+  IpcHandle handle;
+  for (std::size_t i = 0; i < handle.size(); ++i) handle[i] = static_cast<std::byte>(200 - i);
+  shared.insert(shared.end(), handle.begin(), handle.end());
+  EXPECT_EQ(ipc_handle_of_torch(shared), handle);
+  shared[0] = std::byte{3};
+  EXPECT_EQ(ipc_handle_of_torch(shared), handle);
+
+  shared[1] = std::byte{'e'};
+  EXPECT_THAT(message_of<Error>([&] { ipc_handle_of_torch(shared); }),
+              HasSubstr("expandable_segments:False"));
+  shared[1] = std::byte{'x'};
+  EXPECT_THAT(message_of<Error>([&] { ipc_handle_of_torch(shared); }), HasSubstr("66 bytes are no handle"));
+  EXPECT_THAT(message_of<Error>([&] { ipc_handle_of_torch(handle); }), HasSubstr("64 bytes are no handle"));
+  EXPECT_THAT(message_of<Error>([&] { ipc_handle_of_torch({}); }), HasSubstr("0 bytes are no handle"));
 }
 
 }  // namespace
