@@ -38,6 +38,9 @@ CudaStepRunner::CudaStepRunner(CudaOps& ops, Model& model, const StepLimits& lim
   limits_.max_tokens = std::max(limits.max_tokens, kMostDecodes);
   limits_.max_rows = std::max(limits.max_rows, kMostDecodes);
   grow(static_cast<std::size_t>(limits_.max_rows));
+  for (const LayerWeights& layer : model.weights().layers())
+    for (const LinearWeight* weight : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+      ops_.prepare(*weight);
 }
 
 CudaStepRunner::~CudaStepRunner() {
@@ -125,26 +128,30 @@ void CudaStepRunner::sample(const float* logits, const SampleTask* tasks, std::i
 void CudaStepRunner::replay(const StepInput& input, std::int64_t padded, const SampleTask* tasks) {
   const std::int64_t blocks = blocks_of_context(padded, model_.spec().num_kv_heads, ops_.longest_context());
   const GraphKey key{padded, blocks, tasks_.plain()};
-  auto& graph = graphs_[key];
-  if (graph == nullptr) {
-    const auto ids = std::span(padded_ids_).first(static_cast<std::size_t>(padded));
-    const Batch batch{.token_ids = ids, .positions = ids, .spans = {}, .logit_rows = ids};
-    check(cudaStreamBeginCapture(ops_.stream(), cudaStreamCaptureModeThreadLocal), "begin of a capture");
-    cudaGraph_t captured = nullptr;
-    try {
-      sample(model_.compute(ops_, batch, input.kv), tasks, padded);
-    } catch (...) {
-      cudaStreamEndCapture(ops_.stream(), &captured);
-      if (captured != nullptr) cudaGraphDestroy(captured);
-      graphs_.erase(key);
-      throw;
-    }
-    check(cudaStreamEndCapture(ops_.stream(), &captured), "end of a capture");
-    const cudaError_t status = cudaGraphInstantiate(&graph, captured, 0);
-    cudaGraphDestroy(captured);
-    check(status, "making of a graph");
+  auto found = graphs_.find(key);
+  if (found == graphs_.end()) found = graphs_.emplace(key, capture(input.kv, padded, tasks)).first;
+  check(cudaGraphLaunch(found->second, ops_.stream()), "launch of a graph");
+}
+
+cudaGraphExec_t CudaStepRunner::capture(std::span<const KvLayer> kv, std::int64_t padded,
+                                        const SampleTask* tasks) {
+  const auto ids = std::span(padded_ids_).first(static_cast<std::size_t>(padded));
+  const Batch batch{.token_ids = ids, .positions = ids, .spans = {}, .logit_rows = ids};
+  check(cudaStreamBeginCapture(ops_.stream(), cudaStreamCaptureModeThreadLocal), "begin of a capture");
+  cudaGraph_t captured = nullptr;
+  try {
+    sample(model_.compute(ops_, batch, kv), tasks, padded);
+  } catch (...) {
+    cudaStreamEndCapture(ops_.stream(), &captured);
+    if (captured != nullptr) cudaGraphDestroy(captured);
+    throw;
   }
-  check(cudaGraphLaunch(graph, ops_.stream()), "launch of a graph");
+  check(cudaStreamEndCapture(ops_.stream(), &captured), "end of a capture");
+  cudaGraphExec_t graph = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&graph, captured, 0);
+  cudaGraphDestroy(captured);
+  check(status, "making of a graph");
+  return graph;
 }
 
 StepRunner::Results CudaStepRunner::wait() {

@@ -44,6 +44,7 @@ class CudaStepRunner final : public StepRunner {
   void bring_lists(Slot& slot);
   void sample(const float* logits, const SampleTask* tasks, std::int64_t count);
   void replay(const StepInput& input, std::int64_t padded, const SampleTask* tasks);
+  cudaGraphExec_t capture(std::span<const KvLayer> kv, std::int64_t padded, const SampleTask* tasks);
   void drop_graphs();
 
   CudaOps& ops_;

@@ -181,6 +181,10 @@ void CudaOps::pack_rows(std::span<const std::int32_t> rows, float* residual, std
   cuda::pack_rows(logit_rows_, static_cast<std::int64_t>(rows.size()), residual, hidden, x, stream_);
 }
 
+void CudaOps::prepare(const LinearWeight& weight) {
+  if (weight.precision == Precision::kFP8) scale_rows_of(weight);
+}
+
 // Each 16 rows' row of scales, on the device: made when a weight is met first.
 const CudaOps::ScaleRows& CudaOps::scale_rows_of(const LinearWeight& weight) {
   ScaleRows& of = scale_rows_[weight.data];

@@ -38,6 +38,10 @@ class CudaOps final : public Ops {
   // addresses that kernels read from never change afterwards.
   void reserve(std::int64_t tokens, std::int64_t rows, std::int64_t table_entries, std::size_t extra_bytes);
 
+  // Makes what a layer needs beside its weight, which its first use would. Throws Error for a layer that the
+  // FP8 kernels asked for cannot compute.
+  void prepare(const LinearWeight& weight);
+
   // Brings a step's batch to the device, in one piece. What follows until the next call computes with this
   // batch, whatever batch it is given.
   void begin_step(const Batch& batch) override { begin_step(batch, 0, {}); }

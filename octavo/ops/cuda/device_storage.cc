@@ -86,12 +86,15 @@ DeviceMemory::DeviceMemory(std::size_t bytes) {
   try {
     create();
   } catch (...) {
-    driver().address_free(address, mapped_bytes_);
+    give_back();
     throw;
   }
 }
 
-DeviceMemory::~DeviceMemory() {
+DeviceMemory::~DeviceMemory() { give_back(); }
+
+// Whatever there is of it: nothing that fails here could be mended.
+void DeviceMemory::give_back() {
   if (data_ == nullptr) return;
   if (handle_ != 0) {
     driver().unmap(address_of(data_), mapped_bytes_);

@@ -24,6 +24,7 @@ class DeviceMemory final : public Memory {
  private:
   void create();
   void map();
+  void give_back();
 
   std::size_t mapped_bytes_ = 0;   // whole pages
   unsigned long long handle_ = 0;  // of the pages; 0: none

@@ -92,7 +92,8 @@ void plain_linear(const Fp8Gemm& g, cudaStream_t stream) {
 }
 
 void plain_linear(const Bf16Gemm& g, cudaStream_t stream) {
-  run<bf16>({g.tokens, g.out, g.in, g.weight, g.x, g.bias, g.y, g.y_f32, g.out, nullptr, nullptr, nullptr},
+  run<bf16>({g.tokens, g.out, g.in, g.weight, g.x, g.bias, g.y, g.y_f32, g.y_stride == 0 ? g.out : g.y_stride,
+             nullptr, nullptr, nullptr},
             stream);
 }
 

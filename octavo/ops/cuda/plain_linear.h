@@ -7,6 +7,8 @@
 
 namespace octavo::cuda {
 
+// y = x · wᵀ (+ bias), as fp8_gemm() and bf16_gemm() define it, for any `out` and `in`. Nothing needs to be
+// aligned beyond its elements. Sums have another order than the fast kernels', the same for every batch.
 void plain_linear(const Fp8Gemm& gemm, cudaStream_t stream);
 void plain_linear(const Bf16Gemm& gemm, cudaStream_t stream);
 
