@@ -29,10 +29,16 @@ struct Source {
   std::string name;
   bool shape = false;
   bool large_groups = false;  // the shape, with nine heads of 128 to a KV head, and two layers
+  std::string label() const { return large_groups ? name + ", large groups" : name; }
   std::string folder() const { return name.find('/') == std::string::npos ? kTiny + name : name; }
   ModelSpec spec() const {
     ModelSpec spec = shape ? spec_of_shape(name) : load_model_spec(folder());
-    if (large_groups) spec.num_layers = 2, spec.head_dim = 128, spec.num_heads = 9, spec.num_kv_heads = 1;
+    if (large_groups) {
+      spec.num_layers = 2;
+      spec.head_dim = 128;
+      spec.num_heads = 9;
+      spec.num_kv_heads = 1;
+    }
     return spec;
   }
   void fill(Weights& weights, ThreadPool& pool) const {
@@ -126,12 +132,12 @@ TEST(GpuEngine, OperationsFollowTheCpus) {
         auto& entry = worst[want.name];
         entry = {std::max(entry.first, std::isnan(distance) ? INFINITY : distance), distance};
         if (!(distance < 0.2)) {
-          ADD_FAILURE() << source.name << " " << precision_name(precision) << " operation " << i << " ("
+          ADD_FAILURE() << source.label() << " " << precision_name(precision) << " operation " << i << " ("
                         << want.name << ") is off by " << distance;
           break;
         }
       }
-      std::printf("%-18s %-4s", source.name.c_str(), precision_name(precision).c_str());
+      std::printf("%-26s %-4s", source.label().c_str(), precision_name(precision).c_str());
       for (const auto& [name, values] : worst) std::printf(" | %s %.1e", name.c_str(), values.first);
       std::printf("\n");
       const auto& cpu_logits = cpu.trace.entries.back();
@@ -141,7 +147,7 @@ TEST(GpuEngine, OperationsFollowTheCpus) {
         unquantized = cpu_logits.values;
       else
         allowed = std::max(allowed, std::sqrt(2.0) * relative_distance(cpu_logits.values, unquantized));
-      EXPECT_LE(worst["logits"].first, allowed) << source.name << " " << precision_name(precision);
+      EXPECT_LE(worst["logits"].first, allowed) << source.label() << " " << precision_name(precision);
     }
   }
 }
@@ -240,7 +246,7 @@ TEST(GpuEngine, ASequenceHasTheSameBitsAloneAndInAnyBatch) {
        {Source{"llama", false}, Source{"qwen3", false}, Source{"smollm2-135m", true}}) {
     for (const Precision precision : {Precision::kFP8, Precision::kBF16}) {
       SCOPED_TRACE(testing::Message()
-                   << source.name << " " << precision_name(precision) << " seed " << random.seed());
+                   << source.label() << " " << precision_name(precision) << " seed " << random.seed());
       const auto requests = random_requests(random, source.shape ? 12 : 24, source.spec().vocab_size);
       const auto engine = make_engine("cuda", source, precision, pool, {.max_sequences = 48});
       const auto whole = engine->generate(requests);
