@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
 MODEL := models/SmolLM2-135M-Instruct
 
-.PHONY: setup model build test demo test-gpu test-asan test-tsan fuzz lint clean
+.PHONY: setup model build test demo test-gpu gpu-bundle test-asan test-tsan fuzz lint clean
 
 setup:
 	@scripts/setup.sh
@@ -25,6 +25,10 @@ demo: build model
 # Every CUDA kernel against the CPU, on a machine with nvcc and a Hopper GPU.
 test-gpu: build
 	@build/default/tests/gpu/gpu_test
+
+# The same, built here, for a machine with a Hopper GPU and nothing else: programs, libraries and data in one archive.
+gpu-bundle: build
+	@scripts/gpu_bundle.sh build/default build/octavo-gpu.tar.xz
 
 # Every test under the address and undefined-behaviour sanitizers.
 test-asan: model
