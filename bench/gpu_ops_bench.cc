@@ -52,8 +52,8 @@ double time_us(int sets, const std::function<void(int)>& launch) {
 }
 
 void row(const std::string& name, std::int64_t rows, double bytes, double us) {
-  fmt::print("| {} | {} | {:.2f} | {:.0f} | {:.2f} |\n", name, rows, us, bytes / us / 1e3,
-             us * copy_rate / bytes);
+  fmt::print("| {} | {} | {:.2f} | {:.0f} | {:.2f} |\n", name, rows == 0 ? "" : std::to_string(rows), us,
+             bytes / us / 1e3, us * copy_rate / bytes);
 }
 
 int sets_for(double bytes) { return static_cast<int>(std::clamp(300e6 / bytes, 2.0, 200.0)); }

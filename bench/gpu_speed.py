@@ -64,7 +64,7 @@ class Runner:
 
     def octavo(self, *flags):
         out = self.text(self.program("octavo"), "bench", "--shape", SHAPE, "--random-weights", "--device", "cuda", "--json", *flags)
-        return json.loads(out)["rollouts"] if out else []
+        return json.loads(out) if out else {"rollouts": []}
 
     def table(self, *command):
         """Rows of the Markdown that one of our benches prints, numbers as floats."""
@@ -80,8 +80,10 @@ class Runner:
 def engine(run):
     def octavo():
         sequences, prompt = PREFILL
-        return {"decode": run.octavo("--sequences", ",".join(map(str, SEQUENCES))),
-                "prefill": run.octavo("--sequences", ",".join([str(sequences)] * 3), "--prompt", str(prompt), "--output", "1")}
+        decode = run.octavo("--sequences", ",".join(map(str, SEQUENCES)))
+        prefill = run.octavo("--sequences", ",".join([str(sequences)] * 3), "--prompt", str(prompt), "--output", "1")
+        return {"decode": decode["rollouts"], "prefill": prefill["rollouts"],
+                "starts": [[one["ready_seconds"], one["first_tokens_seconds"]] for one in (decode, prefill) if "ready_seconds" in one]}
 
     run.text(run.python, ROOT / "bench/peers/deepgemm_warm.py")
     before = octavo()
@@ -162,10 +164,14 @@ def engine_tables(part):
         bf16.append(f"{cell(theirs)} tok/s at {sequences} (Octavo {cell(ratio, '{:.2f}')} times as fast; goal: {goal})")
     bf16.append(f"prompts {cell(n * prompt / vllm('prefill', PREFILL[0], 'first_token_ms', 'vllm_bf16') * 1e3)} tok/s")
     start = next((r for r in part["vllm"] if r["what"] == "start"), {})
-    return ["## Engine", "", f"Prompts of 128, outputs of 512, temperature 1, log-probabilities of the sampled tokens; means. vLLM {start.get('vllm', '?')}, block FP8, "
-            f"DeepGEMM, steps of {start.get('max_batch_tokens', 0):,} tokens, ready after {start.get('seconds', '?')} s.", "",
+    starts = [s for one in part["octavo"] for s in one.get("starts", [])]
+    ready = f"Ready after {max(s[0] for s in starts):.1f} s, first tokens {max(s[1] for s in starts):.2f} s later (goal: 10); " if starts else ""
+    return ["## Engine", "", f"Prompts of 128, outputs of 512, temperature 1, log-probabilities of the sampled tokens. vLLM {start.get('vllm', '?')}, block FP8, "
+            f"DeepGEMM, steps of {start.get('max_batch_tokens', 0):,} tokens. Means of each program's two runs, Octavo's before and after vLLM's (prompts: of six and three); vLLM's "
+            "first token is the better of two calls for one token.", "",
             *rows(["", "output tok/s", "step ms", "first token ms", "vLLM tok/s", "first token ms", "ratio", "goal"], lines),
-            f"vLLM in bf16: {', '.join(bf16)}.", ""]
+            f"vLLM in bf16: {', '.join(bf16)}.", "",
+            f"{ready}vLLM ready after {start.get('seconds', '?')} s with DeepGEMM's kernels compiled before.", ""]
 
 
 def gemm_tables(part):
@@ -190,12 +196,14 @@ def gemm_tables(part):
     goals = [(name, geometric([r for m in tokens if m in ratios for r in ratios[m]]), goal)
              for name, tokens, goal in (("up to 64", NARROW, 1.25), ("from 256", WIDE, 1))]
     out = ["## GEMM", "", "The four linear layers of Llama-3.1-8B, random values, weights rotated past L2, one CUDA graph, medians, µs: Octavo / DeepGEMM (with programmatic "
-           "dependent launch where that is quicker) / cuBLASLt's block scaling; the ratio is the better peer's time over Octavo's.", "",
+           "dependent launch where that is quicker) / cuBLASLt's block scaling; the ratio is the better peer's time over Octavo's, the geometric mean over the four.", "",
            *rows(["tokens", *LAYERS, "ratio"], lines),
            *(f"- {name} tokens, geometric mean: {cell(ratio, '{:.3f}')} (goal: {goal})" for name, ratio, goal in goals)]
-    chain = next((r for r in part["chain"] if r[0] == 1), None)
+    one_kernel = {r[0]: r[1] for r in part["chain"] if len(r) == 4}
+    chain = {**{r[0]: r[1] for r in part["chain"] if len(r) == 3 and r[0] <= max(NARROW)}, **one_kernel}
     if chain:
-        out.append(f"- the four as one kernel at one token: {chain[1]:.1f} µs (goal: 58)")
+        times = ", ".join(f"{chain[m]:.1f} at {m:.0f}" for m in sorted(chain))
+        out.append(f"- the four in one graph, up to {max(one_kernel, default=0):.0f} tokens as one kernel, µs (goal: 58): {times}")
     if part["load"]:
         loaded = part["load"][0]
         out += ["", f"Under the power limit, {loaded[0]:.0f} tokens, µs, Octavo / DeepGEMM: " +
@@ -205,19 +213,30 @@ def gemm_tables(part):
 
 
 def refit_tables(part):
-    return ["## Refit", "", "```", *filter(None, (part["octavo"], part["torch"])), "```", ""]
+    return ["## Refit", "", "The whole model from bf16 tensors on the GPU (goal: 8.5 ms, at most 64 MiB beside it), and plain torch.", "", "```", *filter(None, (part["octavo"], part["torch"])), "```", ""]
 
 
 def ops_tables(part):
-    return ["## Single operations", "", part["octavo"], ""]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in part["octavo"].splitlines() if line.startswith("| ")]
+    of = {(row[0], row[1]): row for row in cells}
+    rate = {name.split()[0]: float(row[3]) for (name, _), row in of.items() if name.endswith("by a kernel")}
+    lines = []
+    for name in ("residual + RMSNorm + quantize, 4096", "SiLU*up + quantize, 2x14336"):
+        many, one = of.get((name, "8192")), of.get((name, "1"))
+        if many and one and rate.keys() >= {"copy", "read"}:
+            floor = float(many[4])
+            lines.append(f"- {name}: {floor:.2f} floors at 8192 rows, {floor * rate['read'] / rate['copy']:.2f} by the rate of plain reads "
+                         f"(goal: 1.25); {float(one[2]):.2f} µs at one row (goal: 3)")
+    return ["## Single operations", "", "The floor is what a kernel that copies takes in the same run to read and write as many bytes; one that only reads is faster.", "",
+            *lines, "", part["octavo"], ""]
 
 
 TABLES = {"engine": engine_tables, "gemm": gemm_tables, "refit": refit_tables, "ops": ops_tables}
 
 
 def document(result):
-    lines = ["# GPU speed, against the peers", "", "Written by `bench/gpu_speed.py`, every part on one card in one run, Octavo before and after the peer. What bounds these numbers: "
-             "[gpu-engine.md](gpu-engine.md), [gpu-gemm.md](gpu-gemm.md), [gpu-ops.md](gpu-ops.md).", ""]
+    lines = ["# GPU speed, against the peers", "", "Written by `bench/gpu_speed.py`, each part on one card in one run; engine and GEMM with Octavo before and after the peers, means of both. The "
+             "measurements: [gpu-speed.json](gpu-speed.json). What bounds them: [gpu-engine.md](gpu-engine.md), [gpu-gemm.md](gpu-gemm.md), [gpu-ops.md](gpu-ops.md).", ""]
     for name, tables in TABLES.items():
         if name in result:
             card, driver, power = result[name]["machine"].split(", ")

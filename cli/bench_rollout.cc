@@ -117,6 +117,8 @@ void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool 
                                   {"max_batch_tokens", options.max_batch_tokens},
                                   {"prompt", bench.prompt},
                                   {"output", bench.output},
+                                  {"ready_seconds", ready},
+                                  {"first_tokens_seconds", first},
                                   {"rollouts", lines}}));
 }
 
