@@ -70,6 +70,7 @@ __device__ inline void multiply(float (&c)[4], const std::uint32_t (&a)[4], std:
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
 // The end of a row of O, whose zeros may have either sign until then.
 __device__ inline float quotient(float o, float sum) { return __fdividef(__fadd_rn(o, 0.0F), sum); }
 

@@ -21,7 +21,7 @@ struct TallResults {
   std::uint32_t results;  // where they wait to be stored
   int warp, lane;
 
-  // (Whether there is one is asked once, not for every pair of sums.)
+  // Whether there is a bias is asked once, not for every pair of sums.
   __device__ void add_bias(TileSums& sums, int row) const {
     if (task.bias == nullptr) return;
 #pragma unroll
