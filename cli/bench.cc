@@ -148,6 +148,8 @@ void run(Options options) {
   engine_options.max_sequences = *std::max_element(options.batches.begin(), options.batches.end());
   engine_options.max_batch_tokens = std::max<std::int64_t>(512, engine_options.max_sequences);
   engine_options.prefix_cache = false;  // every prompt is to be computed
+  engine_options.max_context = std::max(options.prompt + 1, options.context + options.tokens + 1);
+  engine_options.kv_tokens = kv_tokens_for(engine_options.max_sequences, engine_options.max_context);
   Session session(options.model, engine_options, false);
   const double bandwidth = read_bandwidth(session.pool);
 
@@ -200,25 +202,28 @@ void run(Options options) {
   }
 }
 
+// Of tokens and of sequences: sums and products of two stay numbers.
+constexpr std::int64_t kMost = std::int64_t{1} << 30;
+
 CLI::Option* add_rollout_bench_flags(CLI::App& app, RolloutBench& bench) {
   CLI::Option* const sequences =
       app.add_option("--sequences", bench.sequences,
                      "Measure rollouts of so many sequences at once (1,16,64), and nothing else")
           ->delimiter(',')
-          ->check(at_least(1));
+          ->check(at_least(1, kMost));
   app.add_option("--prompt", bench.prompt, "Prompt tokens of each, with --sequences")
       ->needs(sequences)
-      ->check(at_least(1))
+      ->check(at_least(1, kMost))
       ->capture_default_str();
   app.add_option("--output", bench.output, "Output tokens of each, with --sequences")
       ->needs(sequences)
-      ->check(at_least(1))
+      ->check(at_least(1, kMost))
       ->capture_default_str();
   app.add_option(
          "--max-batch-tokens", bench.max_batch_tokens,
          fmt::format("Tokens computed in one step, with --sequences (0: 512, on a GPU {})", kGpuBatchTokens))
       ->needs(sequences)
-      ->check(at_least(0));
+      ->check(at_least(0, kMost));
   return sequences;
 }
 
@@ -229,7 +234,7 @@ void add_bench(CLI::App& app) {
   CLI::App* command = app.add_subcommand("bench", "Measure prefill and decode throughput");
   command->footer(
       "Random prompts, sampling at temperature 1 with log-probabilities; medians of --repeat runs after one "
-      "that is not counted.");
+      "that is not counted. With --sequences: one run each, after a short one.");
   options->model.add_to(*command);
   command->get_option("--model")->required(false);
   command->add_option("--shape", options->model.shape, "A model of this shape instead of --model")
@@ -238,24 +243,24 @@ void add_bench(CLI::App& app) {
   CLI::Option* const sequences = add_rollout_bench_flags(*command, options->rollout);
   command->add_option("--prompt-tokens", options->prompt, "Prompt of the prefill measurement")
       ->excludes(sequences)
-      ->check(at_least(1))
+      ->check(at_least(1, kMost))
       ->capture_default_str();
   command->add_option("--context", options->context, "Prompt of each decoding sequence")
       ->excludes(sequences)
-      ->check(at_least(1))
+      ->check(at_least(1, kMost))
       ->capture_default_str();
   command->add_option("--tokens", options->tokens, "Tokens decoded by each sequence")
       ->excludes(sequences)
-      ->check(at_least(1))
+      ->check(at_least(1, kMost))
       ->capture_default_str();
   command->add_option("--batch", options->batches, "Numbers of sequences decoded together (1,8,32)")
       ->delimiter(',')
       ->excludes(sequences)
-      ->check(at_least(1))
+      ->check(at_least(1, kMost))
       ->capture_default_str();
   command->add_option("--repeat", options->repeat, "Runs of each measurement")
       ->excludes(sequences)
-      ->check(at_least(1))
+      ->check(at_least(1, 1000))
       ->capture_default_str();
   command->add_flag("--json", options->json, "One line of JSON");
   command->callback([options] { run(*options); });

@@ -13,6 +13,7 @@
 #include "cli/jsonl.h"
 #include "cli/session.h"
 #include "octavo/base/error.h"
+#include "octavo/engine/limits.h"
 
 namespace octavo {
 namespace {
@@ -46,12 +47,13 @@ Result measure(Engine& engine, const RolloutBench& bench, std::int64_t sequences
       std::move(requests),
       [&](const Event& event) {
         if (!event.token_id) return;
+        const auto now = Clock::now();
         if (first_id.empty()) first_id = event.request_id;
-        if (event.request_id == first_id) times.push_back(Clock::now());
+        if (event.request_id == first_id) times.push_back(now);
         if (static_cast<std::int64_t>(started.size()) < sequences &&
             started.emplace(std::string(event.request_id), true).second &&
             static_cast<std::int64_t>(started.size()) == sequences)
-          all_started = Clock::now();
+          all_started = now;
       },
       throw_if_interrupted);
   const double total = seconds(Clock::now() - begin);
@@ -73,6 +75,11 @@ Result measure(Engine& engine, const RolloutBench& bench, std::int64_t sequences
 
 }  // namespace
 
+std::int64_t kv_tokens_for(std::int64_t sequences, std::int64_t context) {
+  constexpr std::int64_t kTokens = KvGeometry::block_size;
+  return sequences * ((context + kTokens - 1) / kTokens * kTokens);
+}
+
 void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool json) {
   const auto start = Clock::now();
   EngineFlags flags;
@@ -81,6 +88,7 @@ void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool 
   flags.max_batch_tokens = bench.max_batch_tokens;
   EngineOptions options = flags.options(model.device);
   options.prefix_cache = false;  // every prompt is to be computed
+  options.kv_tokens = kv_tokens_for(options.max_sequences, options.max_context);
   Session session(model, options, false);
   const double ready = seconds(Clock::now() - start);
 
@@ -111,15 +119,17 @@ void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool 
                      {"first_token_ms", r.first_token_ms}});
   }
   if (json)
-    fmt::print("{}\n", dump_line({{"backend", session.backend},
-                                  {"precision", model.precision},
-                                  {"weight_bytes", session.weight_bytes},
-                                  {"max_batch_tokens", options.max_batch_tokens},
-                                  {"prompt", bench.prompt},
-                                  {"output", bench.output},
-                                  {"ready_seconds", ready},
-                                  {"first_tokens_seconds", first},
-                                  {"rollouts", lines}}));
+    fmt::print(
+        "{}\n",
+        dump_line({{"backend", session.backend},
+                   {"precision", model.precision},
+                   {"weight_bytes", session.weight_bytes},
+                   {"max_batch_tokens", checked_options(options, session.engine->spec()).max_batch_tokens},
+                   {"prompt", bench.prompt},
+                   {"output", bench.output},
+                   {"ready_seconds", ready},
+                   {"first_tokens_seconds", first},
+                   {"rollouts", lines}}));
 }
 
 }  // namespace octavo

@@ -3,14 +3,15 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <limits>
 
 #include "cli/flags.h"
 
 namespace octavo {
 
-// Checks of a flag's text: an integer that is at least so much; a number (that may be held to be above 0); a
-// seed.
-CLI::Validator at_least(std::int64_t least);
+// Checks of a flag's text: an integer that is at least and at most so much; a number (that may be held to be
+// above 0); a seed.
+CLI::Validator at_least(std::int64_t least, std::int64_t most = std::numeric_limits<std::int64_t>::max());
 CLI::Validator number();
 CLI::Validator positive_number();
 CLI::Validator seed_number();
