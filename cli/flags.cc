@@ -24,11 +24,13 @@ std::optional<double> parse_number(const std::string& text) {
 
 }  // namespace
 
-CLI::Validator at_least(std::int64_t least) {
-  const auto check = [least](const std::string& text) -> std::string {
+CLI::Validator at_least(std::int64_t least, std::int64_t most) {
+  const auto check = [least, most](const std::string& text) -> std::string {
     std::int64_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error == std::errc() && end == text.data() + text.size() && value >= least) return {};
+    const bool whole = error == std::errc() && end == text.data() + text.size();
+    if (whole && value >= least && value <= most) return {};
+    if (whole && value > most) return fmt::format("must be at most {}, but is '{}'", most, text);
     return fmt::format("must be an integer from {} up, but is '{}'", least, text);
   };
   return {check, fmt::format(">= {}", least), ""};
@@ -109,7 +111,7 @@ WeightOptions ModelFlags::weight_options() const {
 
 void EngineFlags::add_to(CLI::App& app) {
   app.add_option("--max-sequences", max_sequences,
-                 "Sequences that run at the same time (0: 64, on a GPU 256)")
+                 "Sequences that run at the same time (0: 64, on a GPU 256; no more than --max-batch-tokens)")
       ->check(at_least(0));
   app.add_option("--max-batch-tokens", max_batch_tokens,
                  fmt::format("Tokens computed in one step (0: 512, on a GPU {})", kGpuBatchTokens))
@@ -123,31 +125,39 @@ void EngineFlags::add_to(CLI::App& app) {
                      "Tokens that the KV cache holds (0: see --kv-cache-memory-bytes)")
           ->check(at_least(0))
           ->capture_default_str();
-  app.add_option("--kv-cache-memory-bytes", kv_bytes,
-                 "Bytes of the KV cache (0: 1 GiB, on a GPU what --gpu-memory-utilization leaves)")
+  CLI::Option* const bytes =
+      app.add_option("--kv-cache-memory-bytes", kv_bytes,
+                     "Bytes of the KV cache (0: 1 GiB, on a GPU what --gpu-memory-utilization leaves)")
+          ->excludes(tokens)
+          ->check(at_least(0))
+          ->capture_default_str();
+  app.add_option(
+         "--gpu-memory-utilization", gpu_memory_utilization,
+         fmt::format("Share of the GPU's memory for weights, steps and KV cache together (without it: {})",
+                     EngineOptions().gpu_memory_utilization))
       ->excludes(tokens)
-      ->check(at_least(0))
-      ->capture_default_str();
-  app.add_option("--gpu-memory-utilization", gpu_memory_utilization,
-                 "Share of the GPU's memory for weights, steps and KV cache together")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
+      ->excludes(bytes)
+      ->check(positive_number())
+      ->check(CLI::Range(0.0, 1.0));
 }
 
 EngineOptions EngineFlags::options(const std::string& device) const {
   const bool gpu = device == "cuda";
   EngineOptions options;
-  if (!gpu && gpu_memory_utilization != options.gpu_memory_utilization)
+  if (!gpu && gpu_memory_utilization)
     fail("--gpu-memory-utilization is the GPU's; leave it out or add --device cuda");
-  options.max_sequences = max_sequences > 0 ? max_sequences : gpu ? 256 : 64;
-  options.max_batch_tokens = std::max(max_batch_tokens > 0 ? max_batch_tokens
-                                      : gpu                ? kGpuBatchTokens
-                                                           : 512,
-                                      options.max_sequences);
+  // What is left open fits what is asked for.
+  const std::int64_t sequences = gpu ? 256 : 64;
+  const std::int64_t tokens = gpu ? kGpuBatchTokens : 512;
+  options.max_sequences = max_sequences > 0      ? max_sequences
+                          : max_batch_tokens > 0 ? std::min(sequences, max_batch_tokens)
+                                                 : sequences;
+  options.max_batch_tokens =
+      max_batch_tokens > 0 ? max_batch_tokens : std::max(tokens, options.max_sequences);
   options.max_context = max_context;
   options.kv_tokens = kv_tokens;
   options.kv_bytes = static_cast<std::size_t>(kv_bytes);
-  options.gpu_memory_utilization = gpu_memory_utilization;
+  options.gpu_memory_utilization = gpu_memory_utilization.value_or(options.gpu_memory_utilization);
   return options;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,12 +44,12 @@ inline constexpr std::int64_t kGpuBatchTokens = std::int64_t{256} * 132;
 
 // Flags that shape the engine.
 struct EngineFlags {
-  std::int64_t max_sequences = 0;     // 0: 64, on a GPU 256
+  std::int64_t max_sequences = 0;     // 0: 64, on a GPU 256, and no more than max_batch_tokens
   std::int64_t max_batch_tokens = 0;  // 0: 512, on a GPU kGpuBatchTokens
   std::int64_t max_context = 0;
   std::int64_t kv_tokens = 0;
   std::int64_t kv_bytes = 0;
-  double gpu_memory_utilization = 0.9;
+  std::optional<double> gpu_memory_utilization;
 
   void add_to(CLI::App& app);
   EngineOptions options(const std::string& device) const;

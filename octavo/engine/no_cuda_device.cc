@@ -4,7 +4,9 @@
 namespace octavo {
 
 Device make_cuda_device(const DeviceOptions&) {
-  fail("this octavo was built without CUDA (no nvcc was found); build it where nvcc is, or use --device cpu");
+  fail(
+      "this octavo was built without CUDA (no nvcc of 12.8 or later was found); build it where there is one, "
+      "or use --device cpu");
 }
 
 }  // namespace octavo
