@@ -33,7 +33,12 @@ at::Device training_device(const ClusterConfig& config) {
   if (config.device == "cpu") return at::kCPU;
   const auto reason = open_cuda();
   if (!reason) return at::Device(at::kCUDA, 0);
-  if (config.device == "cuda") fail("cluster.device is cuda, but libtorch cannot use one: {}", *reason);
+  if (config.device == "cuda")
+    fail(
+        "cluster.device is cuda, but libtorch cannot use one: {}; configure with -DOCTAVO_TORCH_DIR=... of a "
+        "torch "
+        "wheel with CUDA's libraries, or use cluster.device=cpu",
+        *reason);
   return at::kCPU;
 }
 
