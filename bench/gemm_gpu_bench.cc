@@ -351,4 +351,11 @@ int run_bench(const std::vector<std::string>& arguments) {
 
 }  // namespace octavo
 
-int main(int argc, char** argv) { return octavo::run_bench({argv + 1, argv + argc}); }
+int main(int argc, char** argv) {
+  try {
+    return octavo::run_bench({argv + 1, argv + argc});
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "gemm_gpu_bench: {}\n", error.what());
+    return 1;
+  }
+}

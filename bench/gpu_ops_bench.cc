@@ -317,6 +317,10 @@ void run(const std::vector<std::string>& names) {
 }  // namespace octavo
 
 int main(int argc, char** argv) {
-  octavo::run({argv + 1, argv + argc});
-  return 0;
+  try {
+    octavo::run({argv + 1, argv + argc});
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "gpu_ops_bench: {}\n", error.what());
+    return 1;
+  }
 }

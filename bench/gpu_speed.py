@@ -122,9 +122,14 @@ def machine():
 
 def measurements(path):
     try:
-        return json.loads(path.read_text())
+        result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         sys.exit(f"gpu_speed.py: {path} holds no measurements: {error}")
+    part_keys = {"machine", "when", "figures"}
+    if not isinstance(result, dict) or not result or not all(
+            name in PARTS and isinstance(part, dict) and part.keys() == part_keys for name, part in result.items()):
+        sys.exit(f"gpu_speed.py: {path} holds no measurements of this program; they are of {', '.join(PARTS)}")
+    return result
 
 
 def mean(values):
@@ -259,7 +264,11 @@ def main():
     if not args.out:
         parser.error("--out says where the measurements go")
     card = machine()
-    result = measurements(args.out) if args.out.exists() else {}
+    result = measurements(args.out) if args.out.exists() and args.out.stat().st_size else {}
+    try:  # before the work, not after it
+        args.out.open("a").close()
+    except OSError as error:
+        sys.exit(f"gpu_speed.py: cannot write {args.out}: {error.strerror}")
     run = Runner(args)
     for name in args.parts:
         when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M")

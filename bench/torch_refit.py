@@ -11,8 +11,12 @@ bytes for comparison.
 """
 import argparse
 import statistics
+import sys
 
-import torch
+try:
+    import torch
+except ImportError as error:
+    sys.exit(f"torch_refit.py: needs torch 2.11.0 with CUDA: {error}")
 
 BLOCK = 128
 LARGEST = 448.0

@@ -13,10 +13,14 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import time
 
-import torch
-from torch.nn.functional import ScalingType, scaled_mm
+try:
+    import torch
+    from torch.nn.functional import ScalingType, scaled_mm
+except ImportError as error:
+    sys.exit(f"{sys.argv[0]}: needs torch 2.11.0 and vLLM 0.24.0: {error}")
 
 LAYERS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 BLOCK = 128
