@@ -25,7 +25,12 @@ TOKENS = 32
 
 
 def run(command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except OSError as error:
+        sys.exit(f"cpu_speed.py: {command[0]}: {error.strerror}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"cpu_speed.py: {(error.stderr.strip().splitlines() or [error])[-1]}")
 
 
 def octavo(binary, model, precision, threads):

@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import subprocess
+import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -28,8 +29,13 @@ class Scorer:
 
     def logprobs(self, *flags):
         out = pathlib.Path(self.directory.name) / "out.jsonl"
-        subprocess.run([self.octavo, "score", "--model", self.model, "--input", self.input, "--out", out, *flags],
-                       check=True, capture_output=True)
+        try:
+            subprocess.run([self.octavo, "score", "--model", self.model, "--input", self.input, "--out", out, *flags],
+                           check=True, capture_output=True, text=True)
+        except OSError as error:
+            sys.exit(f"fp8_layers.py: {self.octavo}: {error.strerror}")
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"fp8_layers.py: {(error.stderr.strip().splitlines() or [error])[-1]}")
         return [v for line in out.read_text().splitlines() for v in json.loads(line)["logprobs"][1:]]
 
 
@@ -48,9 +54,8 @@ def main():
     golden = [json.loads(line) for line in (ROOT / "tests/golden/smollm2/logprobs.jsonl").read_text().splitlines()]
     reference = [v for line in golden for v in line["logprobs"][1:]]
     scorer = Scorer(args.octavo, args.model, golden)
-    layers = json.loads(pathlib.Path(args.model, "config.json").read_text())["num_hidden_layers"]
-
     bf16 = scorer.logprobs("--precision", "bf16")
+    layers = json.loads(pathlib.Path(args.model, "config.json").read_text())["num_hidden_layers"]
     print(f"{len(reference)} tokens\n")
     print("| | mean \\|Δ\\| to FP32 | perplexity to FP32 | mean \\|Δ\\| to bf16 | perplexity to bf16 |\n|---|---|---|---|---|")
 

@@ -12,7 +12,7 @@ set -euo pipefail
 
 version=0.3.36
 repo=$(cd "$(dirname "$0")/../.." && pwd)
-if [ $# -lt 1 ]; then
+if [ $# -lt 1 ] || [[ $1 == -* ]]; then
   echo "usage: bench/peers/llama_cpp.sh DIR [MODEL_FOLDER]" >&2
   exit 2
 fi
