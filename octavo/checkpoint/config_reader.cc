@@ -1,34 +1,15 @@
 #include "octavo/checkpoint/config_reader.h"
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
-#include <utility>
 #include <vector>
 
 #include "octavo/base/error.h"
+#include "octavo/base/nearest.h"
 #include "octavo/checkpoint/json.h"
 
 namespace octavo {
-namespace {
 
 using nlohmann::json;
-
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = std::exchange(row[0], i);
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
-    }
-  }
-  return row[b.size()];
-}
-
-}  // namespace
 
 const json* ConfigReader::find(const std::string& key) {
   known_.insert(key);
@@ -89,19 +70,11 @@ void ConfigReader::only(const std::string& key, const json& allowed, std::string
 }
 
 void ConfigReader::refuse_unknown(const std::set<std::string, std::less<>>& irrelevant) const {
-  constexpr std::size_t kComparedBytes = 64;  // longer than any known key
+  const std::vector<std::string> known(known_.begin(), known_.end());
   for (const auto& [key, value] : object_.items()) {
     if (known_.contains(key) || irrelevant.contains(key)) continue;
-    const std::string_view compared = std::string_view(key).substr(0, kComparedBytes);
-    std::string nearest;
-    std::size_t best = std::numeric_limits<std::size_t>::max();
-    for (const std::string& name : known_)
-      if (const std::size_t distance = edit_distance(compared, name); distance < best) {
-        best = distance;
-        nearest = name;
-      }
     fail("{}: Octavo does not know the key '{}', which may change the result (the nearest known key is '{}')",
-         where_, printable(key), nearest);
+         where_, printable(key), nearest_name(key, known));
   }
 }
 

@@ -103,13 +103,7 @@ const float* Model::compute(Ops& ops, const Batch& batch, std::span<const KvLaye
       ops.add_rms_norm(residual_, nullptr, 0, tokens, layer.input_norm, eps, in);
       ops.linear(in, tokens, layer.qkv, wide_);
     }
-    const AttentionShape shape{.num_heads = spec_.num_heads,
-                               .num_kv_heads = spec_.num_kv_heads,
-                               .head_dim = spec_.head_dim,
-                               .q_begin = layer.qkv.parts[0].row_begin,
-                               .k_begin = layer.qkv.parts[1].row_begin,
-                               .v_begin = layer.qkv.parts[2].row_begin,
-                               .qkv_cols = layer.qkv.out};
+    const AttentionShape shape = attention_shape(spec_, layer.qkv);
     ops.rope_and_store(wide_, batch, shape, layer.q_norm, layer.k_norm, eps, rope_, kv[i]);
     BetweenAttentions between{.residual = residual_,
                               .eps = eps,

@@ -82,6 +82,16 @@ LinearWeight make_linear(Arena& arena, std::vector<WeightEntry>& table, Precisio
 
 }  // namespace
 
+AttentionShape attention_shape(const ModelSpec& spec, const LinearWeight& qkv) {
+  return {.num_heads = spec.num_heads,
+          .num_kv_heads = spec.num_kv_heads,
+          .head_dim = spec.head_dim,
+          .q_begin = qkv.parts[0].row_begin,
+          .k_begin = qkv.parts[1].row_begin,
+          .v_begin = qkv.parts[2].row_begin,
+          .qkv_cols = qkv.out};
+}
+
 Weights::Weights(const ModelSpec& spec, const WeightOptions& options, std::unique_ptr<WeightMemory> memory)
     : spec_(spec), options_(options), tied_(spec.tie_word_embeddings), memory_(std::move(memory)) {
   if (spec.hidden_size % 2 != 0 || spec.intermediate_size % 2 != 0)

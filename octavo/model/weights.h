@@ -47,6 +47,9 @@ struct LayerWeights {
   LinearWeight down;
 };
 
+// Of the columns that the fused q|k|v puts out.
+AttentionShape attention_shape(const ModelSpec& spec, const LinearWeight& qkv);
+
 class Weights {
  public:
   // Reserves the memory of all weights; a refit fills them (octavo/refit/). Throws Error where the options do

@@ -154,13 +154,7 @@ at::Tensor EngineForward::run(const PackedBatch& batch, PolicyTape* tape) {
       t.q_inverse_rms = inverse_rms(heads(0, spec_.num_heads), eps);
       t.k_inverse_rms = inverse_rms(heads(1, spec_.num_kv_heads), eps);
     }
-    const AttentionShape shape{.num_heads = spec_.num_heads,
-                               .num_kv_heads = spec_.num_kv_heads,
-                               .head_dim = spec_.head_dim,
-                               .q_begin = layer.qkv.parts[0].row_begin,
-                               .k_begin = layer.qkv.parts[1].row_begin,
-                               .v_begin = layer.qkv.parts[2].row_begin,
-                               .qkv_cols = layer.qkv.out};
+    const AttentionShape shape = attention_shape(spec_, layer.qkv);
     bf16* qkv = data_of(wide);
     bf16* response_qkv = qkv + first_response * layer.qkv.out;
     ops_->rope_and_store(qkv, prompts, shape, layer.q_norm, layer.k_norm, eps, rope_table_, kv);

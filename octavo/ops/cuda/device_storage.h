@@ -34,37 +34,6 @@ class DeviceMemory final : public Memory {
 // The bytes of the allocation whose first one is at `base`.
 std::size_t allocation_bytes(const void* base);
 
-// Host memory that the device copies from and to without a detour.
-class PinnedBuffer {
- public:
-  PinnedBuffer() = default;
-  explicit PinnedBuffer(std::size_t bytes) : bytes_(bytes) {
-    check(cudaMallocHost(&data_, bytes), "pinned host memory");
-  }
-  ~PinnedBuffer() {
-    if (data_ != nullptr) cudaFreeHost(data_);
-  }
-  PinnedBuffer(PinnedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  PinnedBuffer(const PinnedBuffer&) = delete;
-  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
-
-  std::size_t bytes() const { return bytes_; }
-  template <typename T = std::byte>
-  T* data() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_ = nullptr;
-  std::size_t bytes_ = 0;
-};
-
 class DeviceStorage final : public Storage {
  public:
   std::optional<Room> room() const override;

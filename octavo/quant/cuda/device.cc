@@ -20,9 +20,9 @@ int multiprocessors() {
   return count;
 }
 
-DeviceBuffer::DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
-  if (bytes == 0) return;
-  const cudaError_t status = cudaMalloc(&data_, bytes);
+void* allocate_device(std::size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, bytes);
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();  // or a later check would report it again
     std::size_t free = 0;
@@ -32,10 +32,15 @@ DeviceBuffer::DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
                 bytes, free, total);
   }
   check(status, "memory allocation");
+  return data;
 }
+void free_device(void* data) { cudaFree(data); }
 
-DeviceBuffer::~DeviceBuffer() {
-  if (data_ != nullptr) cudaFree(data_);
+void* allocate_pinned(std::size_t bytes) {
+  void* data = nullptr;
+  check(cudaMallocHost(&data, bytes), "pinned host memory");
+  return data;
 }
+void free_pinned(void* data) { cudaFreeHost(data); }
 
 }  // namespace octavo::cuda

@@ -18,21 +18,24 @@ void check(cudaError_t status, const char* what);
 // Of the current device, which stays the same for the process.
 int multiprocessors();
 
-// Device memory. Throws SystemError (with the arithmetic) when the device has no room.
-class DeviceBuffer {
+// Memory that kAllocate gives, which throws SystemError where there is none, and kFree takes back.
+template <void* (*kAllocate)(std::size_t bytes), void (*kFree)(void* data)>
+class OwnedBuffer {
  public:
-  DeviceBuffer() = default;
-  explicit DeviceBuffer(std::size_t bytes);
-  ~DeviceBuffer();
-  DeviceBuffer(DeviceBuffer&& other) noexcept
+  OwnedBuffer() = default;
+  explicit OwnedBuffer(std::size_t bytes) : data_(bytes == 0 ? nullptr : kAllocate(bytes)), bytes_(bytes) {}
+  ~OwnedBuffer() {
+    if (data_ != nullptr) kFree(data_);
+  }
+  OwnedBuffer(OwnedBuffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+  OwnedBuffer& operator=(OwnedBuffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
     return *this;
   }
-  DeviceBuffer(const DeviceBuffer&) = delete;
-  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+  OwnedBuffer(const OwnedBuffer&) = delete;
+  OwnedBuffer& operator=(const OwnedBuffer&) = delete;
 
   std::size_t bytes() const { return bytes_; }
   template <typename T = std::byte>
@@ -44,6 +47,16 @@ class DeviceBuffer {
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
 };
+
+void* allocate_device(std::size_t bytes);  // where there is no room, the error has the arithmetic
+void free_device(void* data);
+void* allocate_pinned(std::size_t bytes);
+void free_pinned(void* data);
+
+// Device memory.
+using DeviceBuffer = OwnedBuffer<allocate_device, free_device>;
+// Host memory that the device copies from and to without a detour.
+using PinnedBuffer = OwnedBuffer<allocate_pinned, free_pinned>;
 
 // Checks a copy or fill of the default stream and waits until it is there. cudaMemset, and cudaMemcpy out of
 // memory that is not pinned, may return before that (CUDA runtime API, "API synchronization behavior"), and
