@@ -36,8 +36,7 @@ at::Device training_device(const ClusterConfig& config) {
   if (config.device == "cuda")
     fail(
         "cluster.device is cuda, but libtorch cannot use one: {}; configure with -DOCTAVO_TORCH_DIR=... of a "
-        "torch "
-        "wheel with CUDA's libraries, or use cluster.device=cpu",
+        "torch wheel with CUDA's libraries, or use cluster.device=cpu",
         *reason);
   return at::kCPU;
 }

@@ -90,6 +90,7 @@ Trainer::Trainer(const Recipe& recipe, bool resume)
   const at::Device device = training_device(recipe.cluster);
   engine_ = make_rollout_engine(recipe, device.is_cuda() ? "cuda" : "cpu", spec_, tokenizer_, engine_pool_);
   policy_ = std::make_unique<Policy>(spec_, policy_options(recipe, device, true), trainer_pool_);
+  status("");
   fmt::print("engine and trainer on the {}\n", device.is_cuda() ? "GPU" : "CPU");
   const bool penalty = recipe.loss_fn.reference_policy_kl_penalty != 0;
   if (penalty) {
