@@ -25,12 +25,14 @@ TOKENS = 32
 
 
 def run(command):
+    """What it prints; where it fails, the script ends with its last line."""
+    script = pathlib.Path(sys.argv[0]).name
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
     except OSError as error:
-        sys.exit(f"cpu_speed.py: {command[0]}: {error.strerror}")
+        sys.exit(f"{script}: {command[0]}: {error.strerror}")
     except subprocess.CalledProcessError as error:
-        sys.exit(f"cpu_speed.py: {(error.stderr.strip().splitlines() or [error])[-1]}")
+        sys.exit(f"{script}: {(error.stderr.strip().splitlines() or [error])[-1]}")
 
 
 def octavo(binary, model, precision, threads):

@@ -11,9 +11,9 @@ import argparse
 import json
 import math
 import pathlib
-import subprocess
-import sys
 import tempfile
+
+from cpu_speed import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KEYWORDS = {"q, k, v": ["q_proj", "k_proj", "v_proj"], "o": ["o_proj"], "gate, up": ["gate_proj", "up_proj"],
@@ -29,13 +29,7 @@ class Scorer:
 
     def logprobs(self, *flags):
         out = pathlib.Path(self.directory.name) / "out.jsonl"
-        try:
-            subprocess.run([self.octavo, "score", "--model", self.model, "--input", self.input, "--out", out, *flags],
-                           check=True, capture_output=True, text=True)
-        except OSError as error:
-            sys.exit(f"fp8_layers.py: {self.octavo}: {error.strerror}")
-        except subprocess.CalledProcessError as error:
-            sys.exit(f"fp8_layers.py: {(error.stderr.strip().splitlines() or [error])[-1]}")
+        run([self.octavo, "score", "--model", self.model, "--input", self.input, "--out", out, *flags])
         return [v for line in out.read_text().splitlines() for v in json.loads(line)["logprobs"][1:]]
 
 

@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "bench/bench_main.h"
 #include "bench/gpu_timing.h"
 #include "octavo/ops/cuda/fp8_chain.h"
 #include "octavo/ops/cuda/gemm_task.h"
@@ -352,10 +353,5 @@ int run_bench(const std::vector<std::string>& arguments) {
 }  // namespace octavo
 
 int main(int argc, char** argv) {
-  try {
-    return octavo::run_bench({argv + 1, argv + argc});
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "gemm_gpu_bench: {}\n", error.what());
-    return 1;
-  }
+  return octavo::bench_main("gemm_gpu_bench", [&] { return octavo::run_bench({argv + 1, argv + argc}); });
 }

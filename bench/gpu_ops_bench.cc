@@ -12,6 +12,7 @@
 #include <random>
 #include <vector>
 
+#include "bench/bench_main.h"
 #include "bench/gpu_timing.h"
 #include "bench/memory_rate.h"
 #include "octavo/ops/cuda/kernels.h"
@@ -317,10 +318,8 @@ void run(const std::vector<std::string>& names) {
 }  // namespace octavo
 
 int main(int argc, char** argv) {
-  try {
+  return octavo::bench_main("gpu_ops_bench", [&] {
     octavo::run({argv + 1, argv + argc});
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "gpu_ops_bench: {}\n", error.what());
-    return 1;
-  }
+    return 0;
+  });
 }

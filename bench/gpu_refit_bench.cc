@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/bench_main.h"
 #include "octavo/base/error.h"
 #include "octavo/engine/device.h"
 #include "octavo/model/model.h"
@@ -120,10 +121,8 @@ void run(const std::string& shape) {
 }  // namespace octavo
 
 int main(int argc, char** argv) {
-  try {
+  return octavo::bench_main("gpu_refit_bench", [&] {
     octavo::run(argc > 1 ? argv[1] : "llama-3.1-8b");
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "gpu_refit_bench: {}\n", error.what());
-    return 1;
-  }
+    return 0;
+  });
 }

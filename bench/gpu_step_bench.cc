@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/bench_main.h"
 #include "bench/gpu_timing.h"
 #include "octavo/engine/device.h"
 #include "octavo/model/model.h"
@@ -131,9 +132,7 @@ void run(const std::string& shape, const std::vector<Step>& steps) {
   Model model(spec_of_shape(shape), {}, std::move(device.weights), *device.storage);
   fill_random(model.weights(), 1, pool);
   const std::int64_t most = largest(steps, [](const Step& step) { return step.sequences; });
-  const auto blocks_each = [](const Step& step) {
-    return (step.context + KvGeometry::block_size - 1) / KvGeometry::block_size;
-  };
+  const auto blocks_each = [](const Step& step) { return KvGeometry::blocks_for(step.context); };
   model.reserve(largest(steps, [](const Step& step) { return step.tokens(); }), most,
                 largest(steps, [](const Step& step) { return step.context; }));
   const std::int64_t num_blocks =
@@ -219,15 +218,13 @@ void run(const std::string& shape, const std::vector<Step>& steps) {
 }  // namespace octavo
 
 int main(int argc, char** argv) {
-  try {
+  return octavo::bench_main("gpu_step_bench", [&] {
     const std::string shape = argc > 1 ? argv[1] : "llama-3.1-8b";
     std::vector<octavo::Step> steps;
     for (int i = 2; i < argc; ++i) steps.emplace_back(argv[i]);
     if (steps.empty())
       steps = {octavo::Step("1"), octavo::Step("16"), octavo::Step("64"), octavo::Step("256")};
     octavo::run(shape, steps);
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "gpu_step_bench: {}\n", error.what());
-    return 1;
-  }
+    return 0;
+  });
 }

@@ -76,8 +76,7 @@ Result measure(Engine& engine, const RolloutBench& bench, std::int64_t sequences
 }  // namespace
 
 std::int64_t kv_tokens_for(std::int64_t sequences, std::int64_t context) {
-  constexpr std::int64_t kTokens = KvGeometry::block_size;
-  return sequences * ((context + kTokens - 1) / kTokens * kTokens);
+  return sequences * KvGeometry::blocks_for(context) * KvGeometry::block_size;
 }
 
 void run_rollout_bench(const ModelFlags& model, const RolloutBench& bench, bool json) {

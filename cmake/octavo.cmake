@@ -47,6 +47,8 @@ function(octavo_test_executable name)
   target_compile_options(${name} PRIVATE ${OCTAVO_TEST_OPTIONS})
   target_link_libraries(${name} PRIVATE octavo_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   target_precompile_headers(${name} REUSE_FROM octavo_test_headers)
+  # Tests run in the repository's root. No absolute path is compiled in, so that ccache serves every clone.
+  target_compile_definitions(${name} PRIVATE OCTAVO_SOURCE_DIR=".")
 endfunction()
 
 # octavo_test(name SOURCES a_test.cc … DEPS target … [TIMEOUT s]) makes a GoogleTest binary and registers its cases.
@@ -62,8 +64,6 @@ function(octavo_test name)
     math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * 6")
   endif()
   octavo_test_executable(${name} SOURCES ${ARG_SOURCES} DEPS ${ARG_DEPS})
-  # Tests run in the repository's root. No absolute path is compiled in, so that ccache serves every clone.
-  target_compile_definitions(${name} PRIVATE OCTAVO_SOURCE_DIR=".")
   gtest_discover_tests(${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} DISCOVERY_TIMEOUT 60
                        PROPERTIES TIMEOUT ${ARG_TIMEOUT})
 endfunction()

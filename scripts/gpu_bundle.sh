@@ -11,10 +11,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 to=$work/octavo-gpu
 mkdir -p "$to/bin" "$to/lib" "$to/tests"
+[ -e "$build/tests/gpu/gpu_test" ] || { echo "gpu_bundle.sh: $build has no tests/gpu/gpu_test; it is built where there is nvcc" >&2; exit 1; }
 for program in cli/octavo tests/gpu/gpu_test bench/{gemm_gpu,gpu_ops,gpu_refit,gpu_step}_bench; do
-  [ -e "$build/$program" ] && strip -o "$to/bin/$(basename "$program")" "$build/$program"
+  strip -o "$to/bin/$(basename "$program")" "$build/$program"
 done
-[ -e "$to/bin/gpu_test" ] || { echo "gpu_bundle.sh: $build has no tests/gpu/gpu_test; it is built where there is nvcc" >&2; exit 1; }
 ldd "$to"/bin/* | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u |
   grep -vE '/(libc|libm|libdl|librt|libpthread|ld-linux[^/]*)\.so' | xargs -I{} cp -L {} "$to/lib/"
 cp -r tests/golden "$to/tests/"

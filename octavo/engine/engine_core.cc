@@ -14,7 +14,6 @@ namespace octavo {
 namespace {
 
 constexpr std::int64_t kBlockSize = KvGeometry::block_size;
-std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockSize - 1) / kBlockSize; }
 
 // A model's vocabulary may be padded beyond its tokenizer's; such an id has no text.
 std::string text_of(StreamingDetokenizer& detokenizer, std::int32_t token) {
@@ -192,7 +191,7 @@ void EngineCore::prepare(Flight& flight) {
 
 // A block whose first position this step writes has nothing of this sequence in it yet.
 void EngineCore::poison_fresh_blocks(const Scheduler::Chunk& chunk) {
-  for (std::int64_t block = blocks_for(chunk.first); block * kBlockSize < chunk.end(); ++block)
+  for (std::int64_t block = KvGeometry::blocks_for(chunk.first); block * kBlockSize < chunk.end(); ++block)
     kv_.poison(*ops_, chunk.sequence->blocks[static_cast<std::size_t>(block)]);
 }
 

@@ -12,10 +12,13 @@
 
 namespace octavo {
 
-inline void refit(Engine& engine, const HostWeights& weights, const RefitOptions& options) {
+inline void refit(Engine& engine, const std::vector<NamedTensor>& tensors, const RefitOptions& options) {
   const auto transaction = engine.begin_refit(options);
-  transaction->put(weights.views());
+  transaction->put(tensors);
   transaction->commit();
+}
+inline void refit(Engine& engine, const HostWeights& weights, const RefitOptions& options) {
+  refit(engine, weights.views(), options);
 }
 
 inline std::vector<Output> answers(Engine& engine, std::int64_t tokens = 12) {

@@ -17,8 +17,6 @@ constexpr std::int64_t kMaxSamples = 1024;
 constexpr std::int64_t kMaxSequences = 65536;
 constexpr std::int64_t kMaxBatchTokens = std::int64_t{1} << 20;
 
-std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockSize - 1) / kBlockSize; }
-
 }  // namespace
 
 std::int64_t context_of(const EngineOptions& options, const ModelSpec& spec) {
@@ -51,12 +49,13 @@ Limits::Limits(const ModelSpec& spec, const EngineOptions& options, bool has_tok
     : vocab_size_(spec.vocab_size), has_tokenizer_(has_tokenizer), max_context_(context_of(options, spec)) {
   geometry_ = {.num_blocks = 0, .num_kv_heads = spec.num_kv_heads, .head_dim = spec.head_dim};
   const std::size_t block_bytes = KvMemory::block_bytes(spec.num_layers, geometry_);
-  geometry_.num_blocks = options.kv_tokens > 0 ? blocks_for(options.kv_tokens)
+  geometry_.num_blocks = options.kv_tokens > 0 ? KvGeometry::blocks_for(options.kv_tokens)
                                                : static_cast<std::int64_t>(options.kv_bytes / block_bytes);
   if (geometry_.num_blocks < 1)
     fail("the KV cache has {} bytes, but one block of {} tokens takes {}; give more", options.kv_bytes,
          kBlockSize, block_bytes);
-  geometry_.num_blocks = std::min(geometry_.num_blocks, options.max_sequences * blocks_for(max_context_));
+  geometry_.num_blocks =
+      std::min(geometry_.num_blocks, options.max_sequences * KvGeometry::blocks_for(max_context_));
 }
 
 std::int64_t Limits::max_positions() const {
@@ -99,11 +98,11 @@ void Limits::check(const Request& request, bool scoring) const {
         max_context_ - prompt);
   // The last token's keys and values are never needed.
   const std::int64_t stored = std::max<std::int64_t>(prompt + output - 1, 1);
-  if (blocks_for(stored) > geometry_.num_blocks)
+  if (KvGeometry::blocks_for(stored) > geometry_.num_blocks)
     fail(
         "{} of {} + max_tokens of {} need KV room for {} tokens = {} blocks of {}, but there are {} blocks; "
         "give more KV memory or lower max_tokens",
-        what, prompt, output, stored, blocks_for(stored), kBlockSize, geometry_.num_blocks);
+        what, prompt, output, stored, KvGeometry::blocks_for(stored), kBlockSize, geometry_.num_blocks);
 }
 
 }  // namespace octavo

@@ -8,8 +8,6 @@ namespace {
 
 constexpr std::int64_t kBlockSize = KvGeometry::block_size;
 
-std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockSize - 1) / kBlockSize; }
-
 bool older(const Sequence* a, const Sequence* b) {
   return a->age != b->age ? a->age < b->age : a->index < b->index;
 }
@@ -84,7 +82,7 @@ Scheduler::Chunk Scheduler::chunk_of(Sequence& sequence, std::int64_t count) {
 
 // Gives the sequence blocks for its first `tokens` tokens. False when the pool has run out.
 bool Scheduler::cover(Sequence& sequence, std::int64_t tokens) {
-  while (static_cast<std::int64_t>(sequence.blocks.size()) < blocks_for(tokens)) {
+  while (static_cast<std::int64_t>(sequence.blocks.size()) < KvGeometry::blocks_for(tokens)) {
     const auto block = blocks_.acquire();
     if (!block) return false;
     sequence.blocks.push_back(*block);
@@ -100,7 +98,7 @@ bool Scheduler::admit(Sequence& sequence) {
   if (options_.prefix_cache && !sequence.scoring)
     match = cache_.match(std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.needed() - 1)));
   const auto matched = static_cast<std::int64_t>(match.blocks.size());
-  if (blocks_.available() < blocks_for(sequence.needed()) - matched + running()) {
+  if (blocks_.available() < KvGeometry::blocks_for(sequence.needed()) - matched + running()) {
     for (auto block = match.blocks.rbegin(); block != match.blocks.rend(); ++block) blocks_.release(*block);
     return false;
   }

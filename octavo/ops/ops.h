@@ -68,6 +68,10 @@ struct KvGeometry {
   std::int64_t num_kv_heads = 0;
   std::int64_t head_dim = 0;
   static constexpr std::int64_t block_size = 16;
+  // Of a sequence of so many tokens.
+  static constexpr std::int64_t blocks_for(std::int64_t tokens) {
+    return (tokens + block_size - 1) / block_size;
+  }
 
   // A head's values are padded to a whole vector of 16, and keys take the same room.
   std::int64_t block_elements() const { return num_kv_heads * ((head_dim + 15) / 16 * 16) * block_size; }

@@ -12,10 +12,9 @@
 #include <vector>
 
 #include "octavo/engine/device.h"
-#include "octavo/engine/engine.h"
+#include "octavo/engine/engine_refit_test_support.h"
 #include "octavo/model/model.h"
 #include "octavo/quant/cuda/device.h"
-#include "octavo/refit/refit_test_support.h"
 #include "tests/gpu/gpu_random.h"
 
 namespace octavo {
@@ -30,7 +29,7 @@ constexpr std::int64_t kTokens = 24;  // of an answer
 // Layers for which a step of few sequences is chains, and one of many has gate|up and SiLU as one kernel; and
 // whose fused parts are whole blocks, as cuBLASLt wants them.
 ModelSpec spec_of_test() {
-  ModelSpec spec = load_model_spec("tests/golden/tiny/llama");
+  ModelSpec spec = load_model_spec(tiny_folder("llama"));
   spec.max_position_embeddings = 4096;
   spec.hidden_size = 512;
   spec.intermediate_size = 1024;
@@ -68,12 +67,7 @@ struct Running {
     engine = std::make_unique<Engine>(nullptr, std::move(device.ops), std::move(model),
                                       EngineOptions{.kv_tokens = 32768}, pool, device.make_runner);
   }
-  void refit(const std::vector<NamedTensor>& tensors, const RefitOptions& options) const {
-    const auto transaction = engine->begin_refit(options);
-    transaction->put(tensors);
-    transaction->commit();
-  }
-  // Of so many sequences at once, more than once in a row: the first time captures what the others replay.
+  // Of so many sequences at once.
   std::vector<Output> answers(std::int64_t sequences) const {
     std::vector<Request> requests;
     for (std::int64_t i = 0; i < sequences; ++i) {
@@ -91,15 +85,6 @@ struct Running {
   std::unique_ptr<Engine> engine;
 };
 
-void expect_same(const std::vector<Output>& got, const std::vector<Output>& want) {
-  ASSERT_EQ(got.size(), want.size());
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    ASSERT_EQ(got[i].token_ids.size(), kTokens) << got[i].finish_message;
-    ASSERT_EQ(got[i].token_ids, want[i].token_ids) << i;
-    ASSERT_EQ(got[i].logprobs, want[i].logprobs) << i;
-  }
-}
-
 TEST(GpuEngineRefit, CapturedStepsComputeWithWhatTheirAddressesHold) {
   const TrainerWeights first(1);
   const TrainerWeights second(2);
@@ -109,7 +94,7 @@ TEST(GpuEngineRefit, CapturedStepsComputeWithWhatTheirAddressesHold) {
   std::vector<std::vector<Output>> wanted;  // of first and second, few and many, by engines of their own
   for (const TrainerWeights* weights : {&first, &second}) {
     const Running fresh;
-    fresh.refit(weights->tensors, {.version = 1});
+    refit(*fresh.engine, weights->tensors, {.version = 1});
     for (const std::int64_t sequences : {kFew, kMany}) wanted.push_back(fresh.answers(sequences));
   }
   ASSERT_NE(wanted[0][0].logprobs, wanted[2][0].logprobs);
@@ -118,23 +103,23 @@ TEST(GpuEngineRefit, CapturedStepsComputeWithWhatTheirAddressesHold) {
   const auto expect_answers = [&](const TrainerWeights& weights, const std::string& after) {
     SCOPED_TRACE(after);
     const std::size_t of = &weights == &first ? 0 : 2;
-    for (int round = 0; round < 2; ++round) {
+    for (int round = 0; round < 2; ++round) {  // the first may capture what the second replays
       const auto few = tested.answers(kFew);
       EXPECT_THAT(few[0].weight_versions, Each(version));
-      expect_same(few, wanted[of]);
-      expect_same(tested.answers(kMany), wanted[of + 1]);
+      expect_equal(few, wanted[of]);
+      expect_equal(tested.answers(kMany), wanted[of + 1]);
     }
   };
-  const auto refit = [&](const TrainerWeights& weights, RefitMode mode) {
-    tested.refit(weights.tensors, {.version = ++version, .mode = mode});
+  const auto renew = [&](const TrainerWeights& weights, RefitMode mode) {
+    refit(*tested.engine, weights.tensors, {.version = ++version, .mode = mode});
   };
-  refit(first, RefitMode::kInPlace);
+  renew(first, RefitMode::kInPlace);
   expect_answers(first, "the first refit");
-  refit(second, RefitMode::kInPlace);
+  renew(second, RefitMode::kInPlace);
   expect_answers(second, "a refit in place");
-  refit(first, RefitMode::kDoubleBuffered);
+  renew(first, RefitMode::kDoubleBuffered);
   expect_answers(first, "a double-buffered refit");
-  refit(second, RefitMode::kDoubleBuffered);
+  renew(second, RefitMode::kDoubleBuffered);
   expect_answers(second, "another");
 
   constexpr MemoryTags kAll{.weights = true, .kv_cache = true};
@@ -145,7 +130,7 @@ TEST(GpuEngineRefit, CapturedStepsComputeWithWhatTheirAddressesHold) {
   expect_answers(second, "a sleep with the weights copied");
   tested.engine->sleep(kAll, SleepingWeights::kForgotten);
   tested.engine->wake(kAll);
-  refit(first, RefitMode::kInPlace);
+  renew(first, RefitMode::kInPlace);
   expect_answers(first, "a sleep with the weights forgotten, and a refit");
 }
 
@@ -154,7 +139,7 @@ TEST(GpuEngineRefit, ADoubleBufferedRefitComesBetweenTwoSteps) {
   const TrainerWeights first(1);
   const TrainerWeights second(2);
   const Running tested;
-  tested.refit(first.tensors, {.version = 1});
+  refit(*tested.engine, first.tensors, {.version = 1});
   constexpr std::int64_t kLong = 2000;
   std::vector<Request> requests(8);
   for (Request& request : requests) {
@@ -169,7 +154,7 @@ TEST(GpuEngineRefit, ADoubleBufferedRefitComesBetweenTwoSteps) {
         requests, [&](const Event&) { std::call_once(first_token, [&] { begun.set_value(); }); });
   });
   begun.get_future().wait();
-  tested.refit(second.tensors, {.version = 2, .mode = RefitMode::kDoubleBuffered});
+  refit(*tested.engine, second.tensors, {.version = 2, .mode = RefitMode::kDoubleBuffered});
   for (const Output& output : outputs.get()) {
     ASSERT_EQ(output.token_ids.size(), kLong) << output.finish_message;
     EXPECT_TRUE(std::is_sorted(output.weight_versions.begin(), output.weight_versions.end()));
@@ -190,7 +175,7 @@ TEST(GpuEngineRefit, CublasLtIsAsNearToTheCpuAsOctavosKernels) {
     for (auto& id : ids) id = static_cast<std::int32_t>(random.in(0, spec_of_test().vocab_size - 1));
   }
   const auto scores = [&](const Running& engine, const std::vector<NamedTensor>& tensors) {
-    engine.refit(tensors, {.version = 1});
+    refit(*engine.engine, tensors, {.version = 1});
     return engine.engine->score(sequences);
   };
   const auto cpu = scores(Running("cpu"), weights.host.views());

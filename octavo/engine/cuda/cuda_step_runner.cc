@@ -60,7 +60,7 @@ void CudaStepRunner::grow(std::size_t tasks) {
       static_cast<std::size_t>(sampling_scratch(static_cast<std::int64_t>(tasks), model_.spec().vocab_size)) *
       sizeof(float));
   ops_.take_tokens_from(results_.data<SampleResult>());
-  const std::int64_t blocks = (limits_.max_positions + KvGeometry::block_size - 1) / KvGeometry::block_size;
+  const std::int64_t blocks = KvGeometry::blocks_for(limits_.max_positions);
   ops_.reserve(limits_.max_tokens, limits_.max_rows, limits_.max_rows * blocks + 1,
                tasks * sizeof(SampleTask));
 }
