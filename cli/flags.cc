@@ -85,7 +85,7 @@ void ModelFlags::add_to(CLI::App& app) {
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
   app.add_flag("--use-deep-gemm,!--no-use-deep-gemm", use_deep_gemm,
-               "FP8 layers on the GPU: Octavo's kernels, or cuBLASLt's");
+               "Linear layers on the GPU: Octavo's kernels, or cuBLASLt's");
   app.add_option("--threads", threads, "Threads (0: one a core)")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

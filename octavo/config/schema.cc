@@ -245,7 +245,7 @@ void add_policy(Keys& keys, PolicyConfig& p) {
        &g.vllm_cfg.quantization_ignored_layer_kws,
        "linear layers whose name contains one of these stay bf16"},
       {"policy.generation.vllm_cfg.use_deep_gemm", &g.vllm_cfg.use_deep_gemm,
-       "FP8 layers on a GPU: true is Octavo's kernels, false cuBLASLt's; a CPU has one kind"},
+       "linear layers on a GPU, with fp8: true is Octavo's kernels, false cuBLASLt's; a CPU has one kind"},
       {"policy.generation.vllm_cfg.logprobs_mode",
        &g.vllm_cfg.logprobs_mode,
        "after temperature and filters, or before",

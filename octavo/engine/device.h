@@ -12,7 +12,7 @@
 namespace octavo {
 
 struct DeviceOptions {
-  bool use_deep_gemm = true;  // on a GPU: Octavo's FP8 kernels; false: cuBLASLt's
+  bool use_deep_gemm = true;  // on a GPU: Octavo's kernels of linear layers; false: cuBLASLt's
 };
 
 // Goes into a Model (weights, storage) and an Engine (ops, make_runner).

@@ -22,7 +22,7 @@ std::unique_ptr<Engine> make_rollout_engine(const Recipe& recipe, const std::str
                                             const ModelSpec& spec, std::shared_ptr<const Tokenizer> tokenizer,
                                             ThreadPool& pool) {
   const GenerationConfig& g = recipe.policy.generation;
-  // Without FP8 layers nothing depends on the key, and cuBLASLt need not be there.
+  // Recipes in bf16 have the key at false too, and do not mean cuBLASLt by it.
   const bool use_deep_gemm = g.vllm_cfg.use_deep_gemm || g.vllm_cfg.precision != "fp8";
   Device device = make_device(device_name, pool, {.use_deep_gemm = use_deep_gemm});
   auto model = std::make_unique<Model>(spec, weight_options(g), std::move(device.weights), *device.storage);

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "octavo/ops/cuda/bf16_gemm.h"
+#include "octavo/ops/cuda/cublaslt_gemm.h"
 #include "octavo/quant/cuda/device.h"
 #include "tests/gpu/gpu_random.h"
 
@@ -25,20 +26,21 @@ struct Operands {
     if (with_bias) device_bias = to_device(bias);
   }
 
+  // By bf16_gemm() or by `lt`.
   template <typename T>
-  std::vector<T> run(std::int64_t first, std::int64_t count) const {
+  std::vector<T> run(std::int64_t first, std::int64_t count, cuda::CublasLt* lt = nullptr) const {
     const auto y =
         to_device(std::vector<std::uint8_t>(static_cast<std::size_t>(count * n) * sizeof(T), 0xff));  // NaN
     constexpr bool kF32 = std::is_same_v<T, float>;
-    cuda::bf16_gemm({.tokens = count,
-                     .out = n,
-                     .in = k,
-                     .weight = device_weight.data<bf16>(),
-                     .x = device_x.data<bf16>() + first * k,
-                     .bias = bias.empty() ? nullptr : device_bias.data<float>(),
-                     .y = kF32 ? nullptr : y.data<bf16>(),
-                     .y_f32 = kF32 ? y.data<float>() : nullptr},
-                    nullptr);
+    const cuda::Bf16Gemm gemm{.tokens = count,
+                              .out = n,
+                              .in = k,
+                              .weight = device_weight.data<bf16>(),
+                              .x = device_x.data<bf16>() + first * k,
+                              .bias = bias.empty() ? nullptr : device_bias.data<float>(),
+                              .y = kF32 ? nullptr : y.data<bf16>(),
+                              .y_f32 = kF32 ? y.data<float>() : nullptr};
+    lt == nullptr ? cuda::bf16_gemm(gemm, nullptr) : lt->bf16_gemm(gemm, nullptr);
     return to_host<T>(y);
   }
 
@@ -81,6 +83,30 @@ TEST(GpuBf16Gemm, RandomShapesAgainstFp64) {
       const std::int64_t column = random.in(0, n - 1);
       ASSERT_NO_FATAL_FAILURE(
           operands.expect_near(exact[static_cast<std::size_t>(t * n + column)], t, column, 0x1p-23));
+    }
+  }
+}
+
+// cuBLASLt computes the same function, with sums of another order.
+TEST(GpuBf16Gemm, CublasLtAgrees) {
+  GpuRandom random;
+  cuda::CublasLt lt;
+  for (int round = 0; round < 20; ++round) {
+    const std::int64_t m = random.in(1, round % 2 == 0 ? 16 : 300);
+    const std::int64_t n = 16 * random.in(1, 100);
+    const std::int64_t k = 8 * random.in(1, 200);
+    SCOPED_TRACE(testing::Message() << "seed " << random.seed() << " M " << m << " N " << n << " K " << k);
+    Operands operands(random, m, n, k, round % 4 == 0);
+    for (float& value : operands.bias) value = to_float(to_bf16(value));
+    if (!operands.bias.empty()) operands.device_bias = to_device(operands.bias);
+    const auto exact = operands.run<float>(0, m, &lt);
+    const auto rounded = operands.run<bf16>(0, m, &lt);
+    for (int i = 0; i < 2000; ++i) {
+      const std::int64_t t = random.in(0, m - 1);
+      const std::int64_t column = random.in(0, n - 1);
+      const auto at = static_cast<std::size_t>(t * n + column);
+      ASSERT_NO_FATAL_FAILURE(operands.expect_near(exact[at], t, column, 0x1p-23));
+      ASSERT_NO_FATAL_FAILURE(operands.expect_near(to_float(rounded[at]), t, column, 0x1p-8));
     }
   }
 }

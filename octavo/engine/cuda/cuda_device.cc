@@ -6,8 +6,8 @@
 namespace octavo {
 
 Device make_cuda_device(const DeviceOptions& options) {
-  auto ops = std::make_unique<cuda::CudaOps>(options.use_deep_gemm ? cuda::Fp8Kernels::kOctavo
-                                                                   : cuda::Fp8Kernels::kCublasLt);
+  auto ops = std::make_unique<cuda::CudaOps>(options.use_deep_gemm ? cuda::LinearKernels::kOctavo
+                                                                   : cuda::LinearKernels::kCublasLt);
   Storage& storage = ops->storage();
   return {.ops = std::move(ops),
           .storage = &storage,

@@ -1,6 +1,7 @@
 // Linear layers that stay bf16, and lm_head: y[t, n] = Σ_k x[t, k] w[n, k] (+ bias[n]), summed in FP32 by the
 // tensor cores in rising order, so that a token's row has the same bits alone and in any batch. That is why
-// it is not cuBLASLt, which chooses a kernel, and with it the order, by the number of tokens.
+// it is not cuBLASLt (cublaslt_gemm.h), which chooses a kernel, and with it the order, by the number of
+// tokens.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -125,15 +125,15 @@ class CublasLt::State {
     if (g.bias != nullptr) round_to_bf16(g.bias, g.out, bias_.data<bf16>(), stream);
     const std::int64_t whole = g.tokens / kTokenStep * kTokenStep;
     const std::int64_t rest = g.tokens - whole;
-    if (whole > 0) multiply(g, weight_scales, g.x, g.x_scales, whole, whole, g.y, g.y_stride, stream);
+    if (whole > 0) multiply_blocks(g, weight_scales, g.x, g.x_scales, whole, whole, g.y, g.y_stride, stream);
     if (rest == 0) return;
     // Codes of the missing tokens are what the buffer holds; their results are dropped.
     const std::int64_t stride = round_up(g.out, 8);
     check(cudaMemcpyAsync(codes_.data(), g.x + whole * g.in, static_cast<std::size_t>(rest * g.in),
                           cudaMemcpyDeviceToDevice, stream),
           "last tokens");
-    multiply(g, weight_scales, codes_.data<std::uint8_t>(), g.x_scales + whole * scale_pitch(g.in), rest,
-             kTokenStep, result_.data<bf16>(), stride, stream);
+    multiply_blocks(g, weight_scales, codes_.data<std::uint8_t>(), g.x_scales + whole * scale_pitch(g.in),
+                    rest, kTokenStep, result_.data<bf16>(), stride, stream);
     check(
         cudaMemcpy2DAsync(g.y + whole * g.y_stride, static_cast<std::size_t>(g.y_stride) * 2, result_.data(),
                           static_cast<std::size_t>(stride) * 2, static_cast<std::size_t>(g.out) * 2,
@@ -141,55 +141,104 @@ class CublasLt::State {
         "last tokens");
   }
 
- private:
-  using Shape = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>;
+  void run(const Bf16Gemm& g, cudaStream_t stream) {
+    const bool exact = g.y_f32 != nullptr;
+    const void* bias = g.bias;
+    if (g.bias != nullptr && !exact) {
+      reserve(g.tokens, g.out, g.in);
+      round_to_bf16(g.bias, g.out, bias_.data<bf16>(), stream);
+      bias = bias_.data();
+    }
+    const Product product{g.tokens,
+                          g.out,
+                          g.in,
+                          CUDA_R_16BF,
+                          exact ? CUDA_R_32F : CUDA_R_16BF,
+                          g.weight,
+                          g.x,
+                          exact ? static_cast<void*>(g.y_f32) : g.y,
+                          g.y_stride == 0 ? g.out : g.y_stride,
+                          bias};
+    multiply(product, describe(product).get(), stream);
+  }
 
+ private:
   // cuBLASLt counts columns first: y[out, tokens] = weight[in, out]ᵀ · x[in, tokens].
-  void multiply(const Fp8Gemm& g, const float* weight_scales, const std::uint8_t* x, const float* x_scales,
-                std::int64_t scaled_tokens, std::int64_t tokens, bf16* y, std::int64_t y_stride,
-                cudaStream_t stream) {
-    transpose_scales(x_scales, scaled_tokens, blocks_of(g.in), scale_pitch(g.in), scales_.data<float>(),
-                     tokens, stream);
+  struct Product {
+    std::int64_t tokens, out, in;
+    cudaDataType_t operand_type, result_type;
+    const void *weight, *x;
+    void* y;
+    std::int64_t y_stride;
+    const void* bias;  // null, or [out] of the result's type
+  };
+  using Shape = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, cudaDataType_t,
+                           cudaDataType_t, bool>;
+
+  static Description describe(const Product& p) {
     cublasLtMatmulDesc_t made = nullptr;
     lt_check(lt().MatmulDescCreate(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul description");
-    const Description description(made);
+    Description description(made);
     set(made, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
-    set(made, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
-    set(made, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
-    set(made, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(weight_scales));
-    set(made, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(scales_.data()));
-    if (g.bias != nullptr) {
+    if (p.bias != nullptr) {
       set(made, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-      set(made, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUDA_R_16BF);
-      set(made, CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(bias_.data()));
+      set(made, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, p.result_type);
+      set(made, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
     }
-    const auto a = layout(CUDA_R_8F_E4M3, g.in, g.out, g.in);
-    const auto b = layout(CUDA_R_8F_E4M3, g.in, tokens, g.in);
-    const auto d = layout(CUDA_R_16BF, g.out, tokens, y_stride);
-    const Shape shape{tokens, g.out, g.in, y_stride, g.bias != nullptr};
+    return description;
+  }
+
+  void multiply_blocks(const Fp8Gemm& g, const float* weight_scales, const std::uint8_t* x,
+                       const float* x_scales, std::int64_t scaled_tokens, std::int64_t tokens, bf16* y,
+                       std::int64_t y_stride, cudaStream_t stream) {
+    transpose_scales(x_scales, scaled_tokens, blocks_of(g.in), scale_pitch(g.in), scales_.data<float>(),
+                     tokens, stream);
+    const Product product{tokens,   g.out, g.in, CUDA_R_8F_E4M3, CUDA_R_16BF,
+                          g.weight, x,     y,    y_stride,       g.bias == nullptr ? nullptr : bias_.data()};
+    const Description description = describe(product);
+    set(description.get(), CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
+    set(description.get(), CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
+    set(description.get(), CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(weight_scales));
+    set(description.get(), CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(scales_.data()));
+    multiply(product, description.get(), stream);
+  }
+
+  void multiply(const Product& p, cublasLtMatmulDesc_t description, cudaStream_t stream) {
+    const auto a = layout(p.operand_type, p.in, p.out, p.in);
+    const auto b = layout(p.operand_type, p.in, p.tokens, p.in);
+    const auto d = layout(p.result_type, p.out, p.tokens, p.y_stride);
+    const Shape shape{p.tokens, p.out, p.in, p.y_stride, p.operand_type, p.result_type, p.bias != nullptr};
     const auto [place, added] = algorithms_.try_emplace(shape);
-    if (added && !choose(made, a.get(), b.get(), d.get(), place->second)) {
+    const bool fp8 = p.operand_type == CUDA_R_8F_E4M3;
+    const std::uint32_t alignment = fp8 ? 256 : 16;  // of every operand, in bytes
+    if (added && !choose(description, a.get(), b.get(), d.get(), alignment, place->second)) {
       algorithms_.erase(place);
-      fail(
-          "cuBLASLt has no block-scaled FP8 kernel for a [{}, {}] layer and {} tokens; use_deep_gemm: true "
-          "has",
-          g.out, g.in, tokens);
+      fail("cuBLASLt has no {} kernel for a [{}, {}] layer and {} tokens; use_deep_gemm: true has",
+           fp8 ? "block-scaled FP8" : "bf16", p.out, p.in, p.tokens);
     }
     constexpr float kOne = 1;
     constexpr float kZero = 0;
-    lt_check(lt().Matmul(handle_.get(), made, &kOne, g.weight, a.get(), x, b.get(), &kZero, y, d.get(), y,
-                         d.get(), &place->second, workspace_.data(), kWorkspaceBytes, stream),
-             "block-scaled matmul");
+    lt_check(lt().Matmul(handle_.get(), description, &kOne, p.weight, a.get(), p.x, b.get(), &kZero, p.y,
+                         d.get(), p.y, d.get(), &place->second, workspace_.data(), kWorkspaceBytes, stream),
+             "matmul");
   }
 
   bool choose(cublasLtMatmulDesc_t description, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-              cublasLtMatrixLayout_t d, cublasLtMatmulAlgo_t& algorithm) {
+              cublasLtMatrixLayout_t d, std::uint32_t alignment, cublasLtMatmulAlgo_t& algorithm) {
     cublasLtMatmulPreference_t made = nullptr;
     lt_check(lt().MatmulPreferenceCreate(&made), "preference");
     const Preference preference(made);
-    lt_check(lt().MatmulPreferenceSetAttribute(made, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                               &kWorkspaceBytes, sizeof(kWorkspaceBytes)),
-             "preference");
+    const auto prefer = [made](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+      lt_check(lt().MatmulPreferenceSetAttribute(made, attribute, &value, sizeof(value)), "preference");
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+    // Parts of a sum are added in FP32 and in order, so that every run gives the same bits.
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+           static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+    for (const auto attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+      prefer(attribute, alignment);
     cublasLtMatmulHeuristicResult_t found{};
     int count = 0;
     const cublasStatus_t status =
@@ -211,6 +260,10 @@ CublasLt::CublasLt() : state_(std::make_unique<State>()) {}
 CublasLt::~CublasLt() = default;
 
 void CublasLt::fp8_gemm(const Fp8Gemm& gemm, cudaStream_t stream) {
+  if (gemm.tokens > 0) state_->run(gemm, stream);
+}
+
+void CublasLt::bf16_gemm(const Bf16Gemm& gemm, cudaStream_t stream) {
   if (gemm.tokens > 0) state_->run(gemm, stream);
 }
 

@@ -1,4 +1,5 @@
-// Linear layers through cuBLASLt: what `use_deep_gemm: false` means, and the second reference of gemm.h.
+// Linear layers through cuBLASLt: what `use_deep_gemm: false` means, and the second reference of gemm.h and
+// bf16_gemm.h.
 //
 // cuBLASLt chooses a kernel by the number of tokens too, so a token's bits may depend on its batch; for one
 // shape on one kind of device every run gives the same bits.
@@ -8,6 +9,7 @@
 
 #include <memory>
 
+#include "octavo/ops/cuda/bf16_gemm.h"
 #include "octavo/ops/cuda/gemm.h"
 
 namespace octavo::cuda {
@@ -24,8 +26,12 @@ class CublasLt {
   // Error where cuBLASLt has no kernel for the shape.
   void fp8_gemm(const Fp8Gemm& gemm, cudaStream_t stream);
 
-  // Allocates what fp8_gemm() needs for layers of at most these sizes; it does so itself, but not while a
-  // graph is captured.
+  // The same function as bf16_gemm(), but that a bias is rounded to bf16 where the result is, and `early` is
+  // ignored. Throws Error where cuBLASLt has no kernel for the shape.
+  void bf16_gemm(const Bf16Gemm& gemm, cudaStream_t stream);
+
+  // Allocates what both need for layers of at most these sizes; they do so themselves, but not while a graph
+  // is captured.
   void reserve(std::int64_t tokens, std::int64_t out, std::int64_t in);
 
  private:

@@ -59,9 +59,9 @@ std::string why_no_gpu() {
   return {};
 }
 
-CudaOps::CudaOps(Fp8Kernels fp8_kernels) {
+CudaOps::CudaOps(LinearKernels linear_kernels) {
   if (const std::string reason = why_no_gpu(); !reason.empty()) fail("{}", reason);
-  if (fp8_kernels == Fp8Kernels::kCublasLt)
+  if (linear_kernels == LinearKernels::kCublasLt)
     cublaslt_ = std::make_unique<CublasLt>();
   else
     chain_state_ = ChainState::claim();
@@ -237,17 +237,20 @@ Fp8Gemm CudaOps::fp8_layer(const Activation& x, std::int64_t tokens, const Linea
           .y_stride = weight.out};
 }
 
+void CudaOps::bf16_linear(const Bf16Gemm& gemm) {
+  cublaslt_&& gemm.in % 8 == 0 ? cublaslt_->bf16_gemm(gemm, stream_) : any_linear(gemm, stream_);
+}
+
 void CudaOps::linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) {
   assert(x.cols == weight.in);
   if (weight.precision == Precision::kBF16) {
-    any_linear(Bf16Gemm{.tokens = tokens,
-                        .out = weight.out,
-                        .in = weight.in,
-                        .weight = static_cast<const bf16*>(weight.data),
-                        .x = x.data,
-                        .bias = weight.bias,
-                        .y = out},
-               stream_);
+    bf16_linear({.tokens = tokens,
+                 .out = weight.out,
+                 .in = weight.in,
+                 .weight = static_cast<const bf16*>(weight.data),
+                 .x = x.data,
+                 .bias = weight.bias,
+                 .y = out});
     return;
   }
   const Fp8Gemm gemm = fp8_layer(x, tokens, weight, out);
@@ -255,13 +258,12 @@ void CudaOps::linear(const Activation& x, std::int64_t tokens, const LinearWeigh
 }
 
 void CudaOps::logits(const Activation& x, std::int64_t tokens, const LinearWeight& weight, float* out) {
-  any_linear(Bf16Gemm{.tokens = tokens,
-                      .out = weight.out,
-                      .in = weight.in,
-                      .weight = static_cast<const bf16*>(weight.data),
-                      .x = x.data,
-                      .y_f32 = out},
-             stream_);
+  bf16_linear({.tokens = tokens,
+               .out = weight.out,
+               .in = weight.in,
+               .weight = static_cast<const bf16*>(weight.data),
+               .x = x.data,
+               .y_f32 = out});
 }
 
 void CudaOps::rope_and_store(bf16* qkv, const Batch&, const AttentionShape& shape, const float* q_norm,

@@ -18,8 +18,8 @@
 
 namespace octavo::cuda {
 
-// How FP8 linear layers are computed (NeMo-RL's use_deep_gemm): by Octavo's kernels or by cuBLASLt's.
-enum class Fp8Kernels : std::uint8_t { kOctavo, kCublasLt };
+// How linear layers are computed (NeMo-RL's use_deep_gemm): by Octavo's kernels or by cuBLASLt's.
+enum class LinearKernels : std::uint8_t { kOctavo, kCublasLt };
 
 // Why the GPU cannot be used, in one line; empty when it can.
 std::string why_no_gpu();
@@ -27,7 +27,7 @@ std::string why_no_gpu();
 class CudaOps final : public Ops {
  public:
   // Throws Error when there is no GPU that it can run on, and for kCublasLt where cuBLASLt is not installed.
-  explicit CudaOps(Fp8Kernels fp8_kernels = Fp8Kernels::kOctavo);
+  explicit CudaOps(LinearKernels linear_kernels = LinearKernels::kOctavo);
   ~CudaOps() override;
 
   std::string name() const override { return name_; }
@@ -88,6 +88,7 @@ class CudaOps final : public Ops {
   };
   const ScaleRows& scale_rows_of(const LinearWeight& weight);
   Fp8Gemm fp8_layer(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out);
+  void bf16_linear(const Bf16Gemm& gemm);
   bool takes_chain(const BetweenAttentions& between, std::int64_t tokens) const;
   void prepare_cublaslt(const LinearWeight& weight);
 

@@ -16,7 +16,7 @@
 namespace octavo::cuda {
 namespace {
 
-std::string why_not(Fp8Kernels kernels) {
+std::string why_not(LinearKernels kernels) {
   try {
     const CudaOps ops(kernels);
   } catch (const Error& error) {
@@ -27,8 +27,8 @@ std::string why_not(Fp8Kernels kernels) {
 
 TEST(CudaOps, SaysThatThereIsNoGpuBeforeItAsksForAnythingThere) {
   if (why_no_gpu().empty()) GTEST_SKIP() << "this machine has a GPU";
-  EXPECT_THAT(why_not(Fp8Kernels::kOctavo), testing::EndsWith("; use --device cpu"));
-  EXPECT_THAT(why_not(Fp8Kernels::kCublasLt), testing::EndsWith("; use --device cpu"));
+  EXPECT_THAT(why_not(LinearKernels::kOctavo), testing::EndsWith("; use --device cpu"));
+  EXPECT_THAT(why_not(LinearKernels::kCublasLt), testing::EndsWith("; use --device cpu"));
 }
 
 TEST(CudaOps, CutsASequencesTokensIntoRuns) {
