@@ -79,7 +79,8 @@ class Bench {
             .x = x_.data<std::uint8_t>(),
             .x_scales = scales_.data<float>(),
             .y = y_.data<bf16>(),
-            .y_stride = layer.out};
+            .y_stride = layer.out,
+            .seats = &seats_};
   }
 
   // Microseconds of a replay of what `record` launches.
@@ -238,6 +239,7 @@ class Bench {
   DeviceBuffer gated_{static_cast<std::size_t>(kMaxTokens * kMaxOut)};
   DeviceBuffer scales_, scale_rows_;
   std::unique_ptr<cuda::ChainState> state_ = cuda::ChainState::claim();
+  cuda::GpcSeats seats_;
 };
 
 void table(Bench& bench, std::vector<std::int64_t> tokens) {

@@ -88,7 +88,8 @@ struct Problem {
                              .x_scales = device_x_scales.data<float>() + first * pitch,
                              .bias = bias.empty() ? nullptr : device_bias.data<float>(),
                              .y = y.data<bf16>(),
-                             .y_stride = stride};
+                             .y_stride = stride,
+                             .seats = &seats};
     compute(gemm);
     cuda::check(cudaDeviceSynchronize(), "GEMM");
     return to_host<bf16>(y);
@@ -141,6 +142,7 @@ struct Problem {
   }
 
   std::int64_t m, n, k, blocks, pitch, stride;
+  cuda::GpcSeats seats;
   std::vector<std::uint8_t> weight, x;
   std::vector<float> weight_scales, x_scales, bias;
   std::vector<std::int32_t> scale_rows;
@@ -302,6 +304,35 @@ TEST_F(GpuGemm, ABlockOfThreadsComputesTileAfterTile) {
       EXPECT_TRUE(same(got.data(), want.data(), static_cast<std::int64_t>(want.size())))
           << kernel.tokens << "x" << kernel.rows;
     }
+  }
+}
+
+// Seats: of every multiprocessor, wherever a kernel's blocks of threads come to be; and where nearly all of
+// them have to look for a seat elsewhere.
+TEST_F(GpuGemm, EveryTileIsComputedWhereverBlocksSit) {
+  const cuda::GpcSeats own;
+  EXPECT_EQ(own.seats().table.seats(), cuda::multiprocessors());
+  EXPECT_GT(own.seats().table.gpcs, 1);
+  const cuda::GpcSeats elsewhere(
+      cuda::Gpcs{{0}, std::vector<int>(static_cast<std::size_t>(cuda::multiprocessors()), 1)});
+  const cuda::GpcSeats too_few(cuda::Gpcs{{0, 1, 2, 3}});
+  Problem problem(random_, random_.in(1000, 1500), 4096, 16 * random_.in(8, 30), false);
+  problem.share_scales_by_blocks();
+  SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << problem.m << " K " << problem.k);
+  const auto run = [&](const cuda::GpcSeats* seats) {
+    return problem.run(0, problem.m, [&](cuda::Fp8Gemm gemm) {
+      gemm.seats = seats;
+      // One after the other, with other numbers of tiles between: the seats must be free again.
+      for (const std::int64_t tokens : {problem.m, std::int64_t{257}, problem.m - 3, problem.m}) {
+        gemm.tokens = tokens;
+        cuda::fp8_gemm(gemm, nullptr);
+      }
+    });
+  };
+  const auto want = run(nullptr);
+  for (const cuda::GpcSeats* seats : {&own, &elsewhere, &too_few}) {
+    const auto got = run(seats);
+    EXPECT_TRUE(same(got.data(), want.data(), static_cast<std::int64_t>(want.size())));
   }
 }
 

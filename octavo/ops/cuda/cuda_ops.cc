@@ -61,10 +61,12 @@ std::string why_no_gpu() {
 
 CudaOps::CudaOps(LinearKernels linear_kernels) {
   if (const std::string reason = why_no_gpu(); !reason.empty()) fail("{}", reason);
-  if (linear_kernels == LinearKernels::kCublasLt)
+  if (linear_kernels == LinearKernels::kCublasLt) {
     cublaslt_ = std::make_unique<CublasLt>();
-  else
+  } else {
     chain_state_ = ChainState::claim();
+    seats_ = std::make_unique<GpcSeats>();
+  }
   cudaDeviceProp prop{};
   check(cudaGetDeviceProperties(&prop, 0), "device query");
   name_ = fmt::format("cuda {}", prop.name);
@@ -234,7 +236,8 @@ Fp8Gemm CudaOps::fp8_layer(const Activation& x, std::int64_t tokens, const Linea
           .x_scales = x.scales,
           .bias = weight.bias,
           .y = out,
-          .y_stride = weight.out};
+          .y_stride = weight.out,
+          .seats = seats_.get()};
 }
 
 void CudaOps::bf16_linear(const Bf16Gemm& gemm) {

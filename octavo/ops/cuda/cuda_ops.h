@@ -13,6 +13,7 @@
 #include "octavo/ops/cuda/device_storage.h"
 #include "octavo/ops/cuda/fp8_chain.h"
 #include "octavo/ops/cuda/gemm.h"
+#include "octavo/ops/cuda/gpc_seats.h"
 #include "octavo/ops/cuda/kernels.h"
 #include "octavo/ops/ops.h"
 
@@ -111,6 +112,7 @@ class CudaOps final : public Ops {
   std::unique_ptr<CublasLt> cublaslt_;                     // null: Octavo's kernels
   DeviceBuffer unquantized_;
   std::unique_ptr<ChainState> chain_state_;  // null: no chains, as with cuBLASLt
+  std::unique_ptr<GpcSeats> seats_;          // of stream_; null with cuBLASLt
 };
 
 }  // namespace octavo::cuda

@@ -357,33 +357,37 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     cluster_arrive();
     cluster_wait();
   };
+  const int role = warp - Shape::kGroups * 4;  // of a warp that does not multiply
+  const bool seated = task.seats.table.gpcs > 0;
+  const bool takes_seat = seated && role == 2 && lane == 0;
   if (threadIdx.x == 0) ring.init(task);
+  if (takes_seat) ring.seat() = take_seat(task.seats);
   sync();
+  const TileOrder order = seated ? TileOrder(task, ring.seat()) : TileOrder(task);
 
-  if (warp >= Shape::kGroups * 4) {
+  if (role >= 0) {
     if constexpr (Shape::kGroups > 1) give_registers<Shape::kCopyRegisters>();
-    const int role = warp - Shape::kGroups * 4;
     if (role == 0) {
-      if (lane == 0) ring.stream_weights(task);
+      if (lane == 0) ring.stream_weights(order);
     } else if (role == 1) {
       if (lane == 0) prefetch_map(task.token_map), prefetch_map(task.scale_map);
       wait_for_previous_kernel();
-      if (lane == 0) {
-        let_next_kernel_start();
-        ring.stream_tokens(task);
-      }
+      if (lane == 0) ring.stream_tokens(order);
+    } else if (role == 2) {
+      if (takes_seat) leave_seats(task.seats);
+      wait_for_previous_kernel();
+      if (lane == 0) let_next_kernel_start();
     }
   } else {
     if constexpr (Shape::kGroups > 1) take_registers<Shape::kMultiplyRegisters>();
     TallMultiplier<Shape> multiplier(task, ring, warp, lane);
     const TallResults<Shape> results{task, ring.results, warp, lane};
-    const TileOrder order{task};
     const auto look_up = [&](int item) {
       if (item < order.count()) order.tile(item, [&](int row_tile, int) { multiplier.look_up(row_tile); });
     };
-    look_up(order.first());
-    multiplier.prefetch();
-    for (int item = order.first(); item < order.count(); item += order.step())
+    look_up(order.first);
+    if (order.first < order.count()) multiplier.prefetch();
+    for (int item = order.first; item < order.count(); item += order.step())
       order.tile(item, [&](int row_tile, int token_tile) {
         multiplier.begin_tile(row_tile);
         look_up(item + order.step());

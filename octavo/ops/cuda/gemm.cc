@@ -22,7 +22,8 @@ void run(const Fp8Gemm& g, const GemmPlan& plan, const Activation* gated, cudaSt
                               .x = g.x,
                               .x_scales = g.x_scales,
                               .y = gated == nullptr ? g.y : gated->data,
-                              .y_stride = gated == nullptr ? g.y_stride : g.out};
+                              .y_stride = gated == nullptr ? g.y_stride : g.out,
+                              .seats = g.seats};
   check_operands(operands);
   assert(plan.gated == (gated != nullptr) && (!plan.gated || g.out % (2 * kBlock) == 0));
   GemmTask task = gemm_task(operands, plan);

@@ -14,6 +14,8 @@
 
 namespace octavo::cuda {
 
+class GpcSeats;
+
 // All pointers to device memory.
 struct Fp8Gemm {
   std::int64_t tokens = 0;  // M
@@ -32,6 +34,10 @@ struct Fp8Gemm {
   // Weights may be read before the kernel ahead in the stream has ended (programmatic dependent launch).
   // False where that kernel writes them; one kernel in between is enough.
   bool early = true;
+
+  // Those of the stream, for layers of so many tokens that several blocks of threads read the same weights.
+  // Null: tiles are dealt out in the order that blocks are numbered in. The bits are the same.
+  const GpcSeats* seats = nullptr;
 };
 
 // Launches; throws Error for a shape or an alignment that the descriptor rules out.

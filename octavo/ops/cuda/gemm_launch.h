@@ -15,6 +15,7 @@ struct GemmOperands {
   const float* x_scales = nullptr;
   const void* y;
   std::int64_t y_stride;
+  const GpcSeats* seats = nullptr;
 };
 
 // Boxes of `box_rows` rows × 128 bytes of a dense matrix [rows, cols].

@@ -37,9 +37,12 @@ struct StageRelease {
 // Which tile comes next: visit_tile(). The blocks of a cluster take neighbouring token tiles.
 struct TileOrder {
   const GemmTask& task;
+  // A cluster's items: the first, then every step()-th below count().
+  const int first;
 
-  // A block's items: first(), then every step()-th below count().
-  __device__ int first() const { return static_cast<int>(blockIdx.x) / task.cluster; }
+  __device__ explicit TileOrder(const GemmTask& task)
+      : TileOrder(task, static_cast<int>(blockIdx.x) / task.cluster) {}
+  __device__ TileOrder(const GemmTask& task, int first) : task(task), first(first) {}
   __device__ int step() const { return static_cast<int>(gridDim.x) / task.cluster; }
   __device__ int count() const { return task.row_items * task.token_items; }
 
@@ -51,7 +54,7 @@ struct TileOrder {
   }
   template <typename Visit>
   __device__ void for_each(const Visit& visit) const {
-    for (int item = first(); item < count(); item += step()) tile(item, visit);
+    for (int item = first; item < count(); item += step()) tile(item, visit);
   }
 };
 
@@ -215,7 +218,7 @@ struct Rings {
   }
 };
 
-// A block of threads on every multiprocessor, or fewer where the layer has fewer tiles.
+// A block of threads on every multiprocessor; without seats fewer where the layer has fewer tiles.
 template <auto kKernel, int kThreads>
 void launch_persistent(const GemmTask& task, std::size_t shared_bytes, bool early, cudaStream_t stream) {
   static const cudaError_t raised = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -242,8 +245,10 @@ void launch_persistent(const GemmTask& task, std::size_t shared_bytes, bool earl
     check(cudaOccupancyMaxActiveClusters(&at_once[cluster], kKernel, &config), "clusters at once");
     at_once[cluster] = std::min(at_once[cluster], multiprocessors() / cluster);
   }
-  config.gridDim = dim3(static_cast<unsigned>(
-      std::min(task.row_items * task.token_items, std::max(1, at_once[cluster])) * cluster));
+  const int most = std::max(1, at_once[cluster]);
+  const int items = task.row_items * task.token_items;
+  config.gridDim =
+      dim3(static_cast<unsigned>((task.seats.table.gpcs > 0 ? most : std::min(items, most)) * cluster));
   config.numAttrs = early ? 2 : 1;
   check(cudaLaunchKernelEx(&config, kKernel, task), "GEMM");
 }

@@ -11,6 +11,7 @@
 #include "octavo/ops/cuda/bf16_gemm.h"
 #include "octavo/ops/cuda/gemm.h"
 #include "octavo/ops/cuda/gemm_plan.h"
+#include "octavo/ops/cuda/gpc_seats.h"
 
 namespace octavo::cuda {
 
@@ -44,6 +45,7 @@ struct GemmTask {
   int weight_stages;
   int token_stages;
   bool gated_pow2;
+  Seats seats;  // tall and not clustered, or none
 };
 
 struct E4M3;

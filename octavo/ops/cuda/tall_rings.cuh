@@ -3,6 +3,7 @@
 #pragma once
 
 #include "octavo/ops/cuda/gemm_rings.cuh"
+#include "octavo/ops/cuda/gpc_seats.cuh"
 
 namespace octavo::cuda {
 
@@ -76,7 +77,7 @@ struct TallScales {
 template <typename Shape>
 struct TallRing {
   static constexpr bool kApart = Shape::kUnderWay > 0;
-  std::uint32_t stages, results, full, token_full, empty;
+  std::uint32_t stages, results, full, token_full, empty, seat_at;
   using Scales = TallScales<Shape::kTokens>;
   Scales scales;
 
@@ -87,6 +88,7 @@ struct TallRing {
     full = scales.data + Scales::kBoxBytes * kScaleBoxes;
     token_full = kApart ? full + 8 * kMaxStages : full;
     empty = token_full + 8 * kMaxStages;
+    seat_at = empty + 8 * kMaxStages;
   }
   __device__ std::uint32_t tokens(std::uint32_t stage) const { return stages + stage * Shape::kStageBytes; }
   __device__ std::uint32_t weights(std::uint32_t stage) const {
@@ -104,6 +106,9 @@ struct TallRing {
     publish_barriers();
   }
 
+  // The block's.
+  __device__ int& seat() const { return *static_cast<int*>(__cvta_shared_to_generic(seat_at)); }
+
   // Whether what a warp reads of the stage is there, asked once or waited for; `of` is its barrier of `full`.
   __device__ bool is_there(std::uint32_t of, std::uint32_t parity) const {
     const bool weights = is_done_now(of, parity);
@@ -116,9 +121,10 @@ struct TallRing {
 
   // fill(stage, first step, row tile, token tile) for every stage of every tile; by one thread.
   template <typename Fill>
-  __device__ void for_each_stage(const GemmTask& task, const Fill& fill) const {
+  __device__ void for_each_stage(const TileOrder& order, const Fill& fill) const {
+    const GemmTask& task = order.task;
     RingPlace at;
-    TileOrder{task}.for_each([&](int row_tile, int token_tile) {
+    order.for_each([&](int row_tile, int token_tile) {
       for (int stage = 0; stage < task.stages; ++stage, at.advance(task.weight_stages)) {
         wait(empty + 8 * at.stage, at.parity ^ 1);
         fill(at.stage, stage * Shape::kSpan, row_tile, token_tile);
@@ -127,14 +133,15 @@ struct TallRing {
   }
   // Does not wait for the kernel ahead. Gated blocks of a cluster share weights: each brings its part, gate's
   // or up's, to all.
-  __device__ void stream_weights(const GemmTask& task) const {
+  __device__ void stream_weights(const TileOrder& order) const {
+    const GemmTask& task = order.task;
     prefetch_map(task.weight_map);
     if constexpr (!Shape::kGated) prefetch_map(task.y_map);  // its first use is when all else is done
     const auto rank = static_cast<int>(rank_in_cluster());
     const WeightCopy copy_own(task);
     RingPlace landing;  // the stage kUnderWay before
     int begun = 0;
-    for_each_stage(task, [&](std::uint32_t stage, int step, int row_tile, int) {
+    for_each_stage(order, [&](std::uint32_t stage, int step, int row_tile, int) {
       if (kApart && begun++ >= Shape::kUnderWay) {
         wait(full + 8 * landing.stage, landing.parity);
         landing.advance(task.weight_stages);
@@ -164,11 +171,12 @@ struct TallRing {
     });
   }
   // And their scales.
-  __device__ void stream_tokens(const GemmTask& task) const {
+  __device__ void stream_tokens(const TileOrder& order) const {
+    const GemmTask& task = order.task;
     const auto bytes = static_cast<std::uint32_t>(task.token_box) * kStepBytes * Shape::kSpan;
     const auto scale_bytes = static_cast<std::uint32_t>(task.token_box * kScaleBoxSteps) * 4;
     std::uint32_t boxes = 0;
-    for_each_stage(task, [&](std::uint32_t stage, int step, int, int token_tile) {
+    for_each_stage(order, [&](std::uint32_t stage, int step, int, int token_tile) {
       const std::uint32_t barrier = token_full + 8 * stage;
       const bool with_scales = step % kScaleBoxSteps == 0;
       arrive_expecting(barrier, with_scales ? bytes + scale_bytes : bytes);
