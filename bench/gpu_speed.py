@@ -105,7 +105,7 @@ def refit(run):
 
 
 def ops(run):
-    return {"octavo": run.text(run.program("gpu_ops_bench")).strip()}
+    return {"octavo": run.text(run.program("gpu_ops_bench")).strip(), "vllm": run.peer("ops_speed.py")}
 
 
 PARTS = {"engine": engine, "gemm": gemm, "refit": refit, "ops": ops}
@@ -225,13 +225,15 @@ def ops_tables(part):
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in part["octavo"].splitlines() if line.startswith("| ")]
     of = {(row[0], row[1]): row for row in cells}
     rate = {name.split()[0]: float(row[3]) for (name, _), row in of.items() if name.endswith("by a kernel")}
+    theirs = {(r["what"], r["rows"]): r["us"] for r in part.get("vllm", []) if "us" in r}
     lines = []
-    for name in ("residual + RMSNorm + quantize, 4096", "SiLU*up + quantize, 2x14336"):
+    for name, peer in (("residual + RMSNorm + quantize, 4096", "norm"), ("SiLU*up + quantize, 2x14336", "silu")):
         many, one = of.get((name, "8192")), of.get((name, "1"))
         if many and one and rate.keys() >= {"copy", "read"}:
             floor = float(many[4])
+            beside = ", ".join(f"{theirs[peer, m]:.1f} at {m}" for m in (1, 64, 1024, 8192) if (peer, m) in theirs)
             lines.append(f"- {name}: {floor:.2f} floors at 8192 rows, {floor * rate['read'] / rate['copy']:.2f} by the rate of plain reads "
-                         f"(goal: 1.25); {float(one[2]):.2f} µs at one row (goal: 3)")
+                         f"(goal: 1.25); {float(one[2]):.2f} µs at one row (goal: 3){'; vLLM, µs: ' + beside if beside else ''}")
     return ["## Single operations", "", "The floor is what a kernel that copies takes in the same run to read and write as many bytes; one that only reads is faster.", "",
             *lines, "", part["octavo"], ""]
 
