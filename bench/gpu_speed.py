@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Octavo and its peers side by side on one GPU, in one run: vLLM with block FP8 and DeepGEMM and with bf16, DeepGEMM and
-cuBLASLt by themselves, a refit in plain torch. Writes the tables of docs/results/gpu-speed.md.
+cuBLASLt by themselves, vLLM's fused norm and SiLU, a refit in plain torch. Writes the tables of docs/results/gpu-speed.md.
 
     bench/gpu_speed.py --out gpu-speed.json                  # measures (9 minutes, of which vLLM's two starts are most)
     bench/gpu_speed.py --parts gemm --out gpu-speed.json     # one part only; the file keeps the others

@@ -5,15 +5,13 @@
 
 residual + RMSNorm + quantize of 4096 columns and SiLU * up + quantize of 2 x 14336, in groups of 128, residual in bf16
 (Octavo's is FP32). Random values, buffers rotated past L2 where they are large enough to be, all calls in one CUDA
-graph, median of its replays. Every result is held against FP32 first. Prints one line of JSON for each measurement.
+graph, median of its replays. The first result of each is held against FP32. Prints one line of JSON for each measurement.
 """
 
 import argparse
 import json
 
-import torch
-
-from gemm_speed import BLOCK, graph_us
+from gemm_speed import BLOCK, graph_us, torch
 
 HIDDEN, INNER = 4096, 14336
 EPS = 1e-5

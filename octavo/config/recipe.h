@@ -154,7 +154,7 @@ struct VllmConfig {
   bool use_weight_pow2_scale = false;      // also spelt pow2_weight_scaling_factors
   bool use_activation_pow2_scale = false;  // also spelt pow2_activation_scaling_factors
   std::vector<std::string> quantization_ignored_layer_kws;
-  bool use_deep_gemm = true;                         // on a GPU; false: cuBLASLt
+  bool use_deep_gemm = true;                         // on a GPU, with fp8; false: cuBLASLt
   std::string logprobs_mode = "processed_logprobs";  // or raw_logprobs
   std::int64_t max_model_len = 0;                    // policy.max_total_sequence_length
 

@@ -28,8 +28,8 @@ constexpr std::int64_t kTokens = 24;  // of an answer
 
 // Layers for which a step of few sequences is chains, and one of many has gate|up and SiLU as one kernel; and
 // whose fused parts are whole blocks, as cuBLASLt wants them.
-ModelSpec spec_of_test() {
-  ModelSpec spec = load_model_spec(tiny_folder("llama"));
+ModelSpec spec_of_test(const std::string& model = "llama") {
+  ModelSpec spec = load_model_spec(tiny_folder(model));
   spec.max_position_embeddings = 4096;
   spec.hidden_size = 512;
   spec.intermediate_size = 1024;
@@ -42,7 +42,7 @@ ModelSpec spec_of_test() {
 
 // A trainer's weights, on the GPU.
 struct TrainerWeights {
-  explicit TrainerWeights(std::uint64_t seed) : host(spec_of_test(), seed) {
+  explicit TrainerWeights(std::uint64_t seed, const ModelSpec& spec = spec_of_test()) : host(spec, seed) {
     for (const auto& tensor : host.tensors) {
       memory.push_back(cuda::to_device(tensor.values));
       NamedTensor named{tensor.name, tensor.view()};
@@ -202,7 +202,33 @@ TEST(GpuEngineRefit, CublasLtIsAsNearToTheCpuAsOctavosKernels) {
       "CPU %.2e\n",
       octavos, cublaslts, quantization);
   EXPECT_LT(octavos, quantization);
-  EXPECT_LT(cublaslts, quantization);
+  EXPECT_LT(cublaslts, 1.25 * octavos);
+}
+
+// Layers with a bias: cuBLASLt adds a copy of it in bf16, for which captured steps need room. What they say
+// of their tokens is what a prompt of the same says, but for sums in another order: roundings of bf16, where
+// without biases log-probabilities would be 0.5 away.
+TEST(GpuEngineRefit, CublasLtAddsBiasesInCapturedSteps) {
+  const ModelSpec spec = spec_of_test("qwen2");
+  const TrainerWeights weights(4, spec);
+  const Running tested("cuda", {.use_deep_gemm = false}, spec, Precision::kBF16);
+  refit(*tested.engine, weights.tensors, {.version = 1});
+  Request request;
+  for (std::int32_t id = 2; id < 12; ++id) request.prompt_ids.push_back(id);
+  request.sampling = {.max_tokens = kTokens, .n = 64, .ignore_eos = true};
+  const auto outputs = tested.engine->generate({request});
+  std::vector<std::vector<std::int32_t>> sequences;
+  for (const Output& output : outputs) {
+    ASSERT_EQ(output.finish_reason, FinishReason::kLength) << output.finish_message;
+    sequences.push_back(request.prompt_ids);
+    sequences.back().insert(sequences.back().end(), output.token_ids.begin(), output.token_ids.end());
+  }
+  const auto scores = tested.engine->score(sequences);
+  double sum = 0;
+  for (std::size_t i = 0; i < outputs.size(); ++i)
+    for (std::size_t t = 0; t < outputs[i].logprobs.size(); ++t)
+      sum += std::fabs(outputs[i].logprobs[t] - scores[i][request.prompt_ids.size() + t]);
+  EXPECT_LT(sum / static_cast<double>(outputs.size() * kTokens), 0.1);
 }
 
 TEST(GpuEngineRefit, WhatCublasLtCannotScaleIsRefusedAtTheStart) {

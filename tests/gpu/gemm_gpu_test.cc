@@ -307,32 +307,42 @@ TEST_F(GpuGemm, ABlockOfThreadsComputesTileAfterTile) {
   }
 }
 
-// Seats: of every multiprocessor, wherever a kernel's blocks of threads come to be; and where nearly all of
-// them have to look for a seat elsewhere.
+// By seats of this device, and of one where nearly all blocks have to look for a seat elsewhere. Kernels one
+// after the other, of other numbers of tiles: the seats must be free again.
 TEST_F(GpuGemm, EveryTileIsComputedWhereverBlocksSit) {
+  const int all = cuda::multiprocessors();
   const cuda::GpcSeats own;
-  EXPECT_EQ(own.seats().table.seats(), cuda::multiprocessors());
-  EXPECT_GT(own.seats().table.gpcs, 1);
-  const cuda::GpcSeats elsewhere(
-      cuda::Gpcs{{0}, std::vector<int>(static_cast<std::size_t>(cuda::multiprocessors()), 1)});
-  const cuda::GpcSeats too_few(cuda::Gpcs{{0, 1, 2, 3}});
-  Problem problem(random_, random_.in(1000, 1500), 4096, 16 * random_.in(8, 30), false);
-  problem.share_scales_by_blocks();
+  EXPECT_EQ(own.seats().table.seats(), all);
+  const cuda::GpcSeats elsewhere(cuda::Gpcs{{0}, std::vector<int>(static_cast<std::size_t>(all - 1), 1)});
+  const Problem problem(random_, random_.in(1000, 1500), 4096, 16 * random_.in(8, 30), false);
   SCOPED_TRACE(testing::Message() << "seed " << random_.seed() << " M " << problem.m << " K " << problem.k);
+  const std::vector<std::int64_t> counts = {problem.m, 257, problem.m - 3, problem.m};
+  for (const std::int64_t tokens : counts)
+    ASSERT_TRUE(cuda::takes_seats(cuda::plan_fp8_gemm(problem.n, problem.k, tokens, all), problem.n, tokens,
+                                  elsewhere.seats().table.seats(), all));
   const auto run = [&](const cuda::GpcSeats* seats) {
-    return problem.run(0, problem.m, [&](cuda::Fp8Gemm gemm) {
+    std::vector<DeviceBuffer> results;
+    for (const std::int64_t tokens : counts)
+      results.push_back(
+          to_device(std::vector<bf16>(static_cast<std::size_t>(tokens * problem.stride), kPoison)));
+    problem.run(0, problem.m, [&](cuda::Fp8Gemm gemm) {
       gemm.seats = seats;
-      // One after the other, with other numbers of tiles between: the seats must be free again.
-      for (const std::int64_t tokens : {problem.m, std::int64_t{257}, problem.m - 3, problem.m}) {
-        gemm.tokens = tokens;
+      for (std::size_t i = 0; i < counts.size(); ++i) {
+        gemm.tokens = counts[i];
+        gemm.y = results[i].data<bf16>();
         cuda::fp8_gemm(gemm, nullptr);
       }
     });
+    std::vector<std::vector<bf16>> out;
+    for (const DeviceBuffer& result : results) out.push_back(to_host<bf16>(result));
+    return out;
   };
   const auto want = run(nullptr);
-  for (const cuda::GpcSeats* seats : {&own, &elsewhere, &too_few}) {
+  for (const cuda::GpcSeats* seats : {&own, &elsewhere}) {
     const auto got = run(seats);
-    EXPECT_TRUE(same(got.data(), want.data(), static_cast<std::int64_t>(want.size())));
+    for (std::size_t i = 0; i < counts.size(); ++i)
+      EXPECT_TRUE(same(got[i].data(), want[i].data(), static_cast<std::int64_t>(want[i].size())))
+          << (seats == &own ? "own" : "elsewhere") << " " << counts[i] << " tokens";
   }
 }
 

@@ -99,16 +99,13 @@ class CublasLt::State {
   }
 
   void reserve(std::int64_t tokens, std::int64_t out, std::int64_t in) {
-    const auto grow = [](DeviceBuffer& buffer, std::int64_t bytes) {
-      if (buffer.bytes() < static_cast<std::size_t>(bytes))
-        buffer = DeviceBuffer(static_cast<std::size_t>(bytes));
-    };
     grow(scales_, round_up(tokens, kTokenStep) * blocks_of(in) * 4);
     grow(weight_scales_, blocks_of(out) * round_up(blocks_of(in), kScaleStep) * 4);
     grow(codes_, kTokenStep * in);
     grow(result_, kTokenStep * round_up(out, 8) * 2);
-    grow(bias_, out * 2);
+    reserve_bias(out);
   }
+  void reserve_bias(std::int64_t out) { grow(bias_, out * 2); }
 
   void run(const Fp8Gemm& g, cudaStream_t stream) {
     reserve(g.tokens, g.out, g.in);
@@ -145,7 +142,7 @@ class CublasLt::State {
     const bool exact = g.y_f32 != nullptr;
     const void* bias = g.bias;
     if (g.bias != nullptr && !exact) {
-      reserve(g.tokens, g.out, g.in);
+      reserve_bias(g.out);
       round_to_bf16(g.bias, g.out, bias_.data<bf16>(), stream);
       bias = bias_.data();
     }
@@ -163,6 +160,11 @@ class CublasLt::State {
   }
 
  private:
+  static void grow(DeviceBuffer& buffer, std::int64_t bytes) {
+    if (buffer.bytes() < static_cast<std::size_t>(bytes))
+      buffer = DeviceBuffer(static_cast<std::size_t>(bytes));
+  }
+
   // cuBLASLt counts columns first: y[out, tokens] = weight[in, out]ᵀ · x[in, tokens].
   struct Product {
     std::int64_t tokens, out, in;
@@ -267,6 +269,7 @@ void CublasLt::bf16_gemm(const Bf16Gemm& gemm, cudaStream_t stream) {
   if (gemm.tokens > 0) state_->run(gemm, stream);
 }
 
+void CublasLt::reserve_bias(std::int64_t out) { state_->reserve_bias(out); }
 void CublasLt::reserve(std::int64_t tokens, std::int64_t out, std::int64_t in) {
   state_->reserve(tokens, out, in);
 }

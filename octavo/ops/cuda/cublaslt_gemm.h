@@ -30,9 +30,10 @@ class CublasLt {
   // ignored. Throws Error where cuBLASLt has no kernel for the shape.
   void bf16_gemm(const Bf16Gemm& gemm, cudaStream_t stream);
 
-  // Allocates what both need for layers of at most these sizes; they do so themselves, but not while a graph
-  // is captured.
+  // Allocates what FP8 layers of at most these sizes need, and a bias of a bf16 layer. fp8_gemm() and
+  // bf16_gemm() do so themselves, but not while a graph is captured.
   void reserve(std::int64_t tokens, std::int64_t out, std::int64_t in);
+  void reserve_bias(std::int64_t out);
 
  private:
   class State;

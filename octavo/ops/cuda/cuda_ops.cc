@@ -184,7 +184,12 @@ void CudaOps::pack_rows(std::span<const std::int32_t> rows, float* residual, std
 }
 
 void CudaOps::prepare(const LinearWeight& weight) {
-  if (weight.precision == Precision::kFP8) scale_rows_of(weight);
+  if (weight.precision == Precision::kFP8) {
+    scale_rows_of(weight);
+  } else if (cublaslt_ && weight.bias != nullptr) {
+    check(cudaStreamSynchronize(stream_), "stream");
+    cublaslt_->reserve_bias(weight.out);
+  }
 }
 
 // Each 16 rows' row of scales, on the device: made when a weight is met first.

@@ -76,15 +76,6 @@ CUtensorMap scale_map(const float* scales, std::int64_t tokens, std::int64_t col
                    {kScaleBoxSteps, static_cast<cuuint32_t>(box_tokens)}, false);
 }
 
-// Not where all blocks have the same tokens, for any order is as good then; nor with clusters, which share
-// what they read by themselves and are no faster with seats; nor with tiles for some of the multiprocessors
-// only, which must be spread over all GPCs.
-bool takes_seats(const GemmPlan& plan, const GemmTask& task, const SeatTable& table) {
-  const int blocks = multiprocessors();
-  return plan.tall && plan.cluster == 1 && task.token_items > 1 &&
-         task.row_items * task.token_items >= blocks - blocks / 8 && table.seats() >= blocks;
-}
-
 }  // namespace
 
 CUtensorMap tensor_map(const void* data, int element_bytes, std::int64_t rows, std::int64_t cols,
@@ -140,7 +131,9 @@ GemmTask gemm_task(const GemmOperands& g, const GemmPlan& plan) {
   task.row_items = static_cast<int>(plan.row_tiles(g.out));
   task.token_items = static_cast<int>((plan.token_tiles(g.tokens) + plan.cluster - 1) / plan.cluster);
   task.row_band = plan.row_band(g.tokens, g.in * g.element_bytes);
-  if (g.seats != nullptr && takes_seats(plan, task, g.seats->seats().table)) task.seats = g.seats->seats();
+  if (g.seats != nullptr &&
+      takes_seats(plan, g.out, g.tokens, g.seats->seats().table.seats(), multiprocessors()))
+    task.seats = g.seats->seats();
   task.weight_stages = plan.tall ? plan.stages_for(task.steps) : plan.weight_stages;
   task.token_stages = plan.token_stages;
   assert(std::min(task.weight_stages, task.token_stages) >= kMinStages);

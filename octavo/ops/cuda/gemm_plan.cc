@@ -7,10 +7,9 @@ namespace octavo::cuda {
 namespace {
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-constexpr std::size_t kBarrierBytes = 4 * 64 * 8;  // four barriers for each of at most 64 stages
-constexpr int kSpare = 4;                          // 4096 rows on 132 multiprocessors still count as half
-constexpr int kRowStep = 16;                       // rows that share a weight scale
-constexpr int kMaxNarrowTokens = 16;               // of FP8 layers in narrow tiles
+constexpr int kSpare = 4;             // 4096 rows on 132 multiprocessors still count as half
+constexpr int kRowStep = 16;          // rows that share a weight scale
+constexpr int kMaxNarrowTokens = 16;  // of FP8 layers in narrow tiles
 
 // Rows so that all multiprocessors get the same number of tiles, at most `most` rows each.
 int even_rows(std::int64_t out, std::int64_t tiles_beside, int multiprocessors, int most) {
@@ -100,8 +99,8 @@ const TallKernel& best_tall(bool gated, std::int64_t out, std::int64_t in, std::
 GemmPlan plan_tall(bool gated, std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {
   const TallKernel& best = best_tall(gated, out, in, m, multiprocessors);
   if (!gated) return tall_plan(best);
-  // Blocks that read the same at the same time read it from L2 once in any case; in pairs it takes less
-  // energy, which is what bounds prompts. But not where a tile without a partner makes another round.
+  // In pairs what both read takes less energy, which is what bounds prompts. But not where a tile without a
+  // partner makes another round.
   const std::int64_t row_tiles = ceil_div(out, best.rows);
   const std::int64_t token_tiles = ceil_div(m, best.tokens);
   const std::int64_t pairs = row_tiles * ceil_div(token_tiles, 2);
@@ -151,6 +150,16 @@ GemmPlan plan_fp8_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int mu
   // Where 64 rows a tile would leave half of the multiprocessors without one.
   if (ceil_div(out, kTallKernels[0].rows) <= multiprocessors) return tall_plan(kTallKernels[0]);
   return plan_narrow_gemm(out, m, multiprocessors);
+}
+
+// Not where all blocks have the same tokens, for any order is as good then; nor with clusters, which share
+// what they read by themselves and are no faster with seats; nor where more than a few multiprocessors would
+// have no tile (Llama-3.1-8B's o and down have 128): it is the last seats that stay empty, and those are
+// neighbours.
+bool takes_seats(const GemmPlan& plan, std::int64_t out, std::int64_t m, int seats, int multiprocessors) {
+  return plan.tall && plan.cluster == 1 && plan.token_tiles(m) > 1 &&
+         plan.row_tiles(out) * plan.token_tiles(m) >= multiprocessors - multiprocessors / 16 &&
+         seats == multiprocessors;
 }
 
 GemmPlan plan_bf16_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors) {

@@ -11,6 +11,8 @@ namespace octavo::cuda {
 
 inline constexpr int kStepBytes = 128;  // of a row
 inline constexpr int kMaxStages = 48;   // of a ring
+// Of a block's barriers: up to four a stage. Tall kernels have the block's seat there, too.
+inline constexpr std::size_t kBarrierBytes = 4 * 64 * 8;
 
 // A step is kStepBytes of a row. A stage of the rings holds several, so that what a warp does once a stage
 // (waiting, giving back, addresses) is little beside the stage's own work. The limits are registers, which
@@ -141,5 +143,8 @@ GemmPlan plan_gated_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int 
 // Weight rows of a tile of a chain's linear layer (fp8_chain.h): 32, 48 or 64.
 int chain_rows(std::int64_t out, int multiprocessors = 132);
 GemmPlan plan_bf16_gemm(std::int64_t out, std::int64_t in, std::int64_t m, int multiprocessors = 132);
+// Whether the tiles are dealt out by `seats` (seat_table.h): one for each multiprocessor, or there are none.
+bool takes_seats(const GemmPlan& plan, std::int64_t out, std::int64_t m, int seats,
+                 int multiprocessors = 132);
 
 }  // namespace octavo::cuda

@@ -172,5 +172,23 @@ TEST(GemmPlan, RowsOfATileDoNotDependOnFewTokens) {
     EXPECT_EQ(plan_fp8_gemm(6144, 4096, m).rows, plan_fp8_gemm(6144, 4096, 1).rows);
 }
 
+TEST(GemmPlan, SeatsAreForLayersWhoseWeightsSeveralBlocksRead) {
+  const auto takes = [](std::int64_t out, std::int64_t in, std::int64_t m, int seats = 132) {
+    return takes_seats(plan_fp8_gemm(out, in, m), out, m, seats);
+  };
+  for (const auto& [out, in] : {std::pair{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}}) {
+    for (const int m : {1, 8, 17, 64}) EXPECT_FALSE(takes(out, in, m)) << out << " " << in << " " << m;
+    for (const int m : {512, 1024, 4096, 33792})
+      EXPECT_TRUE(takes(out, in, m)) << out << " " << in << " " << m;
+  }
+  EXPECT_TRUE(takes(6144, 4096, 256));
+  EXPECT_FALSE(takes(28672, 4096, 256)) << "a tile holds all tokens";
+  EXPECT_FALSE(takes(576, 576, 256)) << "tiles for a few multiprocessors";
+  // Each block must find a seat, and each seat a block.
+  for (const int seats : {0, 131, 133}) EXPECT_FALSE(takes(4096, 4096, 1024, seats));
+  EXPECT_FALSE(takes_seats(tall_plan(kTallGatedKernels[1], 2), 28672, 4096, 132)) << "a cluster";
+  EXPECT_FALSE(takes_seats(plan_bf16_gemm(4096, 4096, 1024), 4096, 1024, 132));
+}
+
 }  // namespace
 }  // namespace octavo::cuda

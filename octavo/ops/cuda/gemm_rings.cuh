@@ -218,7 +218,8 @@ struct Rings {
   }
 };
 
-// A block of threads on every multiprocessor; without seats fewer where the layer has fewer tiles.
+// A block of threads on every multiprocessor, or fewer where the layer has fewer tiles; or one for each seat,
+// for a block computes what its seat and the number of blocks say.
 template <auto kKernel, int kThreads>
 void launch_persistent(const GemmTask& task, std::size_t shared_bytes, bool early, cudaStream_t stream) {
   static const cudaError_t raised = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -245,10 +246,9 @@ void launch_persistent(const GemmTask& task, std::size_t shared_bytes, bool earl
     check(cudaOccupancyMaxActiveClusters(&at_once[cluster], kKernel, &config), "clusters at once");
     at_once[cluster] = std::min(at_once[cluster], multiprocessors() / cluster);
   }
-  const int most = std::max(1, at_once[cluster]);
-  const int items = task.row_items * task.token_items;
+  const int items = std::min(task.row_items * task.token_items, std::max(1, at_once[cluster]));
   config.gridDim =
-      dim3(static_cast<unsigned>((task.seats.table.gpcs > 0 ? most : std::min(items, most)) * cluster));
+      dim3(static_cast<unsigned>(task.seats.table.gpcs > 0 ? task.seats.table.seats() : items * cluster));
   config.numAttrs = early ? 2 : 1;
   check(cudaLaunchKernelEx(&config, kKernel, task), "GEMM");
 }

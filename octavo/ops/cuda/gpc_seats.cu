@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <memory>
+#include <mutex>
 
 #include "octavo/ops/cuda/gemm_plan.h"
 #include "octavo/ops/cuda/gpc_seats.cuh"
@@ -26,8 +28,9 @@ Gpcs find_gpcs() {
   check(cudaFuncSetAttribute(note_multiprocessors, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
         "cluster size");
   const DeviceBuffer of_block(static_cast<std::size_t>(multiprocessors()) * sizeof(int));
-  cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+  cudaStream_t made = nullptr;
+  check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "stream");
+  const std::unique_ptr<CUstream_st, decltype(&cudaStreamDestroy)> stream(made, cudaStreamDestroy);
   std::vector<std::vector<int>> clusters;
   for (int size = 2; size <= kMostBlocks; ++size) {
     cudaLaunchAttribute attribute{};
@@ -38,7 +41,7 @@ Gpcs find_gpcs() {
     config.gridDim = dim3(static_cast<unsigned>(size));
     config.blockDim = dim3(32);
     config.dynamicSmemBytes = kMaxSharedBytes;
-    config.stream = stream;
+    config.stream = stream.get();
     config.attrs = &attribute;
     config.numAttrs = 1;
     int at_once = 0;
@@ -48,18 +51,21 @@ Gpcs find_gpcs() {
     if (at_once == 0) continue;
     config.gridDim.x = static_cast<unsigned>(at_once * size);
     check(cudaLaunchKernelEx(&config, note_multiprocessors, of_block.data<int>()), "search for GPCs");
-    check(cudaStreamSynchronize(stream), "search for GPCs");
+    check(cudaStreamSynchronize(stream.get()), "search for GPCs");
     const auto found = to_host<int>(of_block);
     for (int i = 0; i < at_once; ++i)
       clusters.emplace_back(found.begin() + i * size, found.begin() + (i + 1) * size);
   }
-  check(cudaStreamDestroy(stream), "stream");
   return group_gpcs(clusters);
 }
 
-const Gpcs& gpcs_of_device() {
-  static const Gpcs gpcs = find_gpcs();
-  return gpcs;
+// Found once a process, and again where some were missing, which is so while others use the device.
+Gpcs gpcs_of_device() {
+  static std::mutex mutex;
+  static Gpcs found;
+  const std::lock_guard lock(mutex);
+  if (seat_table(found).seats() < multiprocessors()) found = find_gpcs();
+  return found;
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ __host__ __device__ constexpr int seat_counter(int gpc) { return gpc * 32; }
 
 // By one thread of a block: a seat of its GPC; where all of those are taken, which happens when a
 // multiprocessor is done and given another block before the last has started, a free one of another. The
-// kernel must have no more blocks than there are seats.
+// kernel must have as many blocks as there are seats: with more, some would search for ever.
 __device__ inline int take_seat(const Seats& seats) {
   const SeatTable& table = seats.table;
   int gpc = table.gpc_of[min(this_multiprocessor(), static_cast<std::uint32_t>(kMaxMultiprocessors - 1))];

@@ -1,6 +1,6 @@
 // Seats: numbers for a kernel's blocks of threads by where on the device they are, so that blocks with
 // neighbouring numbers share a GPC, a group of multiprocessors with one way to L2. What several of a GPC read
-// at about the same time they read once (docs/results/gpu-gemm.md, "Seats").
+// at about the same time they read once, by all that was measured (docs/results/gpu-gemm.md, "Seats").
 #pragma once
 
 #include <cstdint>

@@ -89,6 +89,7 @@ struct TallRing {
     token_full = kApart ? full + 8 * kMaxStages : full;
     empty = token_full + 8 * kMaxStages;
     seat_at = empty + 8 * kMaxStages;
+    static_assert((3 * kMaxStages + 1) * 8 <= kBarrierBytes);
   }
   __device__ std::uint32_t tokens(std::uint32_t stage) const { return stages + stage * Shape::kStageBytes; }
   __device__ std::uint32_t weights(std::uint32_t stage) const {
@@ -106,7 +107,7 @@ struct TallRing {
     publish_barriers();
   }
 
-  // The block's.
+  // Where the thread that takes it leaves it for the others.
   __device__ int& seat() const { return *static_cast<int*>(__cvta_shared_to_generic(seat_at)); }
 
   // Whether what a warp reads of the stage is there, asked once or waited for; `of` is its barrier of `full`.
