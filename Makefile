@@ -23,7 +23,7 @@ demo: build model
 	@scripts/demo.sh build/default/cli/octavo
 
 # Every CUDA kernel against the CPU, on a machine with nvcc and a Hopper GPU.
-test-gpu: build
+test-gpu: build model
 	@build/default/tests/gpu/gpu_test
 
 # The same, built here, for a machine with a Hopper GPU and nothing else: programs, libraries and data in one archive.

@@ -341,12 +341,13 @@ int run_bench(const std::vector<std::string>& arguments) {
     return 2;
   }
   std::vector<std::int64_t> tokens;
-  for (std::size_t i = 1; i < arguments.size(); ++i) tokens.push_back(std::stoll(arguments[i]));
+  for (std::size_t i = 1; i < arguments.size(); ++i) tokens.push_back(count_of(arguments[i]));
   for (const std::int64_t m : tokens)
-    if (m < 1 || m > kMaxTokens) {
+    if (m > kMaxTokens) {
       fmt::print(stderr, "gemm_gpu_bench: {} tokens: there is room for 1 to {}\n", m, kMaxTokens);
       return 2;
     }
+  need_gpu();
   Bench bench;
   run == nullptr ? chain(bench) : run(bench, tokens);
   return 0;

@@ -319,6 +319,7 @@ void run(const std::vector<std::string>& names) {
 
 int main(int argc, char** argv) {
   return octavo::bench_main("gpu_ops_bench", [&] {
+    octavo::need_gpu();
     octavo::run({argv + 1, argv + argc});
     return 0;
   });

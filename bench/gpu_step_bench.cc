@@ -111,8 +111,8 @@ struct Step {
   explicit Step(std::string argument) : name(std::move(argument)) {
     const std::size_t x = name.find('x');
     const bool prompts = x != std::string::npos;
-    sequences = std::stoll(name.substr(0, x));
-    new_tokens = prompts ? std::stoll(name.substr(x + 1)) : 1;
+    sequences = count_of(name.substr(0, x));
+    new_tokens = prompts ? count_of(name.substr(x + 1)) : 1;
     context = prompts ? new_tokens : 384;
   }
   std::int64_t tokens() const { return sequences * new_tokens; }
@@ -224,6 +224,7 @@ int main(int argc, char** argv) {
     for (int i = 2; i < argc; ++i) steps.emplace_back(argv[i]);
     if (steps.empty())
       steps = {octavo::Step("1"), octavo::Step("16"), octavo::Step("64"), octavo::Step("256")};
+    octavo::need_gpu();
     octavo::run(shape, steps);
     return 0;
   });

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("VLLM_USE_DEEP_GEMM", "0")  # its kernels would be compiled for minutes first
 
@@ -25,8 +26,11 @@ def main():
     parser.add_argument("octavo", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    from vllm import LLM, SamplingParams
-    import vllm
+    try:
+        from vllm import LLM, SamplingParams
+        import vllm
+    except ImportError as error:
+        sys.exit(f"vllm_load.py: needs vLLM: {error}")
 
     lines = [json.loads(line) for line in args.octavo.read_text().splitlines()]
     llm = LLM(model=args.folder, skip_tokenizer_init=True, dtype="bfloat16", max_model_len=512, enforce_eager=True,

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import sys
 import time
 
 
@@ -42,7 +43,10 @@ def start(args):
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     here = str(pathlib.Path(__file__).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    import vllm
+    try:
+        import vllm
+    except ImportError as error:
+        sys.exit(f"vllm_speed.py: needs vLLM 0.24.0: {error}")
 
     overrides = {}
     if fp8:

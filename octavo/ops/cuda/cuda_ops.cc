@@ -46,21 +46,20 @@ std::string why_no_gpu() {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {
     cudaGetLastError();
-    return fmt::format("this machine has no usable GPU ({}); use --device cpu",
+    return fmt::format("this machine has no usable GPU ({})",
                        status == cudaSuccess ? "none found" : cudaGetErrorString(status));
   }
   cudaDeviceProp prop{};
-  if (cudaGetDeviceProperties(&prop, 0) != cudaSuccess) return "the GPU does not answer; use --device cpu";
+  if (cudaGetDeviceProperties(&prop, 0) != cudaSuccess) return "the GPU does not answer";
   if (prop.major != 9)
     return fmt::format(
-        "the GPU is a {} of compute capability {}.{}, but Octavo's kernels are for Hopper (9.0: H100, H200); "
-        "use --device cpu",
+        "the GPU is a {} of compute capability {}.{}, but Octavo's kernels are for Hopper (9.0: H100, H200)",
         prop.name, prop.major, prop.minor);
   return {};
 }
 
 CudaOps::CudaOps(LinearKernels linear_kernels) {
-  if (const std::string reason = why_no_gpu(); !reason.empty()) fail("{}", reason);
+  if (const std::string reason = why_no_gpu(); !reason.empty()) fail("{}; use --device cpu", reason);
   if (linear_kernels == LinearKernels::kCublasLt) {
     cublaslt_ = std::make_unique<CublasLt>();
   } else {

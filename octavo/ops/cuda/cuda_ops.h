@@ -22,7 +22,7 @@ namespace octavo::cuda {
 // How linear layers are computed (NeMo-RL's use_deep_gemm): by Octavo's kernels or by cuBLASLt's.
 enum class LinearKernels : std::uint8_t { kOctavo, kCublasLt };
 
-// Why the GPU cannot be used, in one line; empty when it can.
+// Why the GPU cannot be used, as half a line; empty when it can.
 std::string why_no_gpu();
 
 class CudaOps final : public Ops {
