@@ -28,14 +28,15 @@ inline void need_gpu() {
   if (const std::string reason = cuda::why_no_gpu(); !reason.empty()) fail("{}", reason);
 }
 
-// What run() returns; what it throws becomes one line, and exit code 1.
+// What run() throws becomes one line, and the exit code that the command line has for it (error.h).
 template <typename Run>
 int bench_main(const char* name, const Run& run) {
   try {
-    return run();
+    run();
+    return 0;
   } catch (const std::exception& error) {
     fmt::print(stderr, "{}: {}\n", name, error.what());
-    return 1;
+    return dynamic_cast<const Error*>(&error) != nullptr ? 2 : 1;
   }
 }
 

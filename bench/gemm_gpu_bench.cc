@@ -327,7 +327,7 @@ void tune(Bench& bench, std::vector<std::int64_t> tokens) {
 
 }  // namespace
 
-int run_bench(const std::vector<std::string>& arguments) {
+void run_bench(const std::vector<std::string>& arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   const std::string what = arguments.empty() ? "" : arguments[0];
   const auto run = what == "table"   ? table
@@ -335,26 +335,19 @@ int run_bench(const std::vector<std::string>& arguments) {
                    : what == "gated" ? gated
                    : what == "tune"  ? tune
                                      : nullptr;
-  if (run == nullptr && what != "chain") {
-    fmt::print(stderr,
-               "usage: gemm_gpu_bench table [M ...] | load [M ...] | chain | gated [M ...] | tune [M ...]\n");
-    return 2;
-  }
+  if (run == nullptr && what != "chain")
+    fail("usage: gemm_gpu_bench table [M ...] | load [M ...] | chain | gated [M ...] | tune [M ...]");
   std::vector<std::int64_t> tokens;
   for (std::size_t i = 1; i < arguments.size(); ++i) tokens.push_back(count_of(arguments[i]));
   for (const std::int64_t m : tokens)
-    if (m > kMaxTokens) {
-      fmt::print(stderr, "gemm_gpu_bench: {} tokens: there is room for 1 to {}\n", m, kMaxTokens);
-      return 2;
-    }
+    if (m > kMaxTokens) fail("{} tokens: there is room for 1 to {}", m, kMaxTokens);
   need_gpu();
   Bench bench;
   run == nullptr ? chain(bench) : run(bench, tokens);
-  return 0;
 }
 
 }  // namespace octavo
 
 int main(int argc, char** argv) {
-  return octavo::bench_main("gemm_gpu_bench", [&] { return octavo::run_bench({argv + 1, argv + argc}); });
+  return octavo::bench_main("gemm_gpu_bench", [&] { octavo::run_bench({argv + 1, argv + argc}); });
 }

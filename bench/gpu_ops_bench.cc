@@ -321,6 +321,5 @@ int main(int argc, char** argv) {
   return octavo::bench_main("gpu_ops_bench", [&] {
     octavo::need_gpu();
     octavo::run({argv + 1, argv + argc});
-    return 0;
   });
 }

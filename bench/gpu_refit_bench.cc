@@ -124,6 +124,5 @@ int main(int argc, char** argv) {
   return octavo::bench_main("gpu_refit_bench", [&] {
     octavo::need_gpu();
     octavo::run(argc > 1 ? argv[1] : "llama-3.1-8b");
-    return 0;
   });
 }

@@ -226,6 +226,5 @@ int main(int argc, char** argv) {
       steps = {octavo::Step("1"), octavo::Step("16"), octavo::Step("64"), octavo::Step("256")};
     octavo::need_gpu();
     octavo::run(shape, steps);
-    return 0;
   });
 }

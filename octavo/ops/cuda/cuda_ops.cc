@@ -245,7 +245,8 @@ Fp8Gemm CudaOps::fp8_layer(const Activation& x, std::int64_t tokens, const Linea
 }
 
 void CudaOps::bf16_linear(const Bf16Gemm& gemm) {
-  cublaslt_&& gemm.in % 8 == 0 ? cublaslt_->bf16_gemm(gemm, stream_) : any_linear(gemm, stream_);
+  if (cublaslt_ && gemm.in % 8 == 0) return cublaslt_->bf16_gemm(gemm, stream_);
+  any_linear(gemm, stream_);
 }
 
 void CudaOps::linear(const Activation& x, std::int64_t tokens, const LinearWeight& weight, bf16* out) {

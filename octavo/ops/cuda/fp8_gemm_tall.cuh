@@ -374,7 +374,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       wait_for_previous_kernel();
       if (lane == 0) ring.stream_tokens(order);
     } else if (role == 2) {
-      if (takes_seat) leave_seats(task.seats);
+      if (takes_seat) leave_seats(task.seats);  // before the next kernel may take them
       wait_for_previous_kernel();
       if (lane == 0) let_next_kernel_start();
     }

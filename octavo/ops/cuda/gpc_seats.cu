@@ -73,6 +73,6 @@ Gpcs gpcs_of_device() {
 GpcSeats::GpcSeats() : GpcSeats(gpcs_of_device()) {}
 GpcSeats::GpcSeats(const Gpcs& gpcs)
     : taken_(to_device(std::vector<std::uint32_t>(static_cast<std::size_t>(seat_counter(kMaxGpcs + 1))))),
-      table_(seat_table(gpcs)) {}
+      seats_{taken_.data<std::uint32_t>(), seat_table(gpcs)} {}
 
 }  // namespace octavo::cuda

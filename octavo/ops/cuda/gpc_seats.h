@@ -16,17 +16,16 @@ struct Seats {
 
 class GpcSeats {
  public:
-  GpcSeats();  // finds the GPCs, by some milliseconds of small kernels, where the process does not know them
-               // yet
+  GpcSeats();  // finds the GPCs, by fifteen small kernels, where the process does not know them yet
   explicit GpcSeats(const Gpcs& gpcs);
 
   // For kernels that follow each other in one stream. Two at a time would take each other's seats: tiles
   // would be left out, and blocks search for a seat for ever.
-  Seats seats() const { return {taken_.data<std::uint32_t>(), table_}; }
+  const Seats& seats() const { return seats_; }
 
  private:
   DeviceBuffer taken_;
-  SeatTable table_;
+  Seats seats_;
 };
 
 }  // namespace octavo::cuda
